@@ -1,0 +1,280 @@
+"""Every file-system primitive, and what each does on a crash. The only importer of filelock and platformdirs.
+
+A file is written privately and published by one rename. Errors come through as `OSError`; "not there" is an answer
+(None or False), and so is a lost race.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from errno import EEXIST, EINVAL, ELOOP, ENOTDIR, ENOTEMPTY, ENOTSUP, ENXIO
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from filelock import BaseFileLock
+
+    from persistent_dict.formats import Buffer
+
+# O_NONBLOCK: opening a FIFO must not wait for a writer. O_NOFOLLOW: a planted link is refused.
+_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+_DIRECTORY = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_DIRECTORY
+_IOV_MAX = 512
+
+#: Errors of opening that say "something else than a regular file stands here".
+FOREIGN = frozenset({ELOOP, ENOTDIR, ENXIO})
+
+
+# Reading
+
+
+def open_file(path: str, dir_fd: int | None = None) -> int:
+    """Return a descriptor for reading a file, without following a link in its last component and without waiting."""
+    return os.open(path, _READ, dir_fd=dir_fd)
+
+
+def open_directory(path: str) -> int:
+    """Return a descriptor for a directory, not for a link to one."""
+    return os.open(path, _DIRECTORY)
+
+
+def read_into(fd: int, buffer: memoryview, offset: int) -> bool:
+    """Fill `buffer` from `offset` of the file. False: the file ends before."""
+    done = 0
+    while done < len(buffer):
+        count = os.preadv(fd, [buffer[done:]], offset + done)
+        if not count:
+            return False
+        done += count
+    return True
+
+
+# Writing
+
+
+def write_file(path: str, chunks: list[Buffer], mode: int, durability: str) -> None:
+    """Make a file of `chunks`, which must not exist, and hand it to the disk as far as `durability` asks."""
+    fd = os.open(path, _WRITE, mode & 0o666)
+    try:
+        _write_all(fd, chunks)
+        if mode & 0o077:  # the umask has taken what the group was to have
+            os.fchmod(fd, mode & 0o666)
+        if durability == "writeout":
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)  # starts writing, does not wait
+        elif durability != "none":
+            os.fsync(fd)
+    except BaseException:
+        _close_quietly(fd)
+        raise
+    os.close(fd)  # its error counts: a quota, a network file system
+
+
+def _write_all(fd: int, chunks: list[Buffer]) -> None:
+    if len(chunks) <= _IOV_MAX:
+        written = os.writev(fd, chunks)
+        if written == sum(map(len, chunks)):
+            return
+        chunks = _after(chunks, written)
+    for chunk in chunks:
+        rest = memoryview(chunk)
+        while rest:
+            rest = rest[os.write(fd, rest) :]
+
+
+def _after(chunks: list[Buffer], written: int) -> list[Buffer]:
+    """Return what is left of `chunks` after their first `written` bytes."""
+    left: list[Buffer] = []
+    for chunk in chunks:
+        left.append(memoryview(chunk)[written:])
+        written = max(0, written - len(chunk))
+    return left
+
+
+def _close_quietly(fd: int) -> None:
+    try:
+        os.close(fd)
+    except OSError:  # an earlier error is on its way, and tells more
+        return
+
+
+def make_directory(path: str, mode: int) -> bool:
+    """Make a directory. False: something of that name is there."""
+    try:
+        os.mkdir(path, mode)
+    except FileExistsError:
+        return False
+    if mode & 0o077:  # the umask has taken what the group was to have
+        os.chmod(path, mode)
+    return True
+
+
+def sync_directory(path: str) -> None:
+    """Make renames and new names in a directory outlive a power cut, where its file system can."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
+    try:
+        sync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync(fd: int) -> None:
+    """fsync; a file system that has none for this kind of file is not an error."""
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in (EINVAL, ENOTSUP):
+            raise
+
+
+def publish_directory(staged: str, final: str) -> bool:
+    """Rename a directory to where readers look. False: a directory with something in it stands there already."""
+    try:
+        os.rename(staged, final)
+    except OSError as error:
+        if error.errno in (EEXIST, ENOTEMPTY):
+            return False
+        raise
+    return True
+
+
+def rename_if_there(source: str, target: str) -> bool:
+    """Rename. False: there is no source."""
+    try:
+        os.rename(source, target)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+# Removing
+
+
+def remove_tree(path: str) -> None:
+    """Remove a directory and all in it, or a file; links are removed, not followed. What vanishes meanwhile is fine."""
+    try:
+        os.unlink(path)
+        return
+    except FileNotFoundError:
+        return
+    except (IsADirectoryError, PermissionError):  # a directory; macOS says EPERM
+        if not is_directory(path):
+            raise
+    try:
+        for name in os.listdir(path):
+            remove_tree(f"{path}/{name}")
+        os.rmdir(path)
+    except FileNotFoundError:
+        return
+
+
+def is_directory(path: str) -> bool:
+    """Whether a real directory, no link, stands there. Errors other than "not there" come through."""
+    try:
+        return stat.S_ISDIR(os.lstat(path).st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def is_regular(status: os.stat_result) -> bool:
+    return stat.S_ISREG(status.st_mode)
+
+
+def list_directory(path: str) -> list[str]:
+    """Return the names in a directory, sorted; none where there is no directory."""
+    try:
+        return sorted(os.listdir(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def tree(path: str) -> Iterator[str]:
+    """Yield a path and, where it is a directory, what is in it, one level deep."""
+    yield path
+    for name in list_directory(path) if is_directory(path) else ():
+        yield f"{path}/{name}"
+
+
+# Whom to trust
+
+
+def trusted_owners() -> frozenset[int]:
+    """Return the user ids whose files may be unpickled: this process's, root's, and that of who called sudo."""
+    owners = {0, os.geteuid()}
+    sudo = os.environ.get("SUDO_UID", "")
+    if os.geteuid() == 0 and sudo.isdigit():
+        owners.add(int(sudo))
+    return frozenset(owners)
+
+
+def distrust(path: str, mode: int) -> tuple[str, str]:
+    """Say why what is in a directory may be somebody else's: the reason and the command that mends it, or two "".
+
+    A `mode` that lets the group write says that the group is trusted. The directories above may not be another user's,
+    and whoever may write there needs the sticky bit to leave ours alone; a group there is fine, since a container that
+    it swaps in has the wrong owner.
+    """
+    from persistent_dict.errors import shell_quoted
+
+    owners = trusted_owners()
+    real = os.path.realpath(path)
+    status = os.lstat(real)
+    shared = bool(mode & 0o020)
+    if status.st_uid not in owners and not (shared and status.st_gid in {os.getegid(), *os.getgroups()}):
+        return f"it belongs to the user {status.st_uid}, not to you", f"chown {os.geteuid()} {shell_quoted(path)}"
+    for bit, who in ((0o020, "its group"), (0o002, "everybody")):
+        if status.st_mode & bit and not mode & bit:
+            return f"{who} may write to it (mode {status.st_mode & 0o777:o})", f"chmod go-w {shell_quoted(path)}"
+    for link in _links_on_the_way(path):
+        if os.lstat(link).st_uid not in owners:
+            return f"the link {link} on the way to it belongs to the user {os.lstat(link).st_uid}", ""
+    parent = real
+    while parent != os.path.dirname(parent):
+        parent = os.path.dirname(parent)
+        status = os.lstat(parent)
+        if status.st_uid not in owners:
+            return f"the directory {parent} above it belongs to the user {status.st_uid}", ""
+        if status.st_mode & 0o002 and not status.st_mode & stat.S_ISVTX:
+            return f"everybody may write to {parent} above it", f"chmod o-w {shell_quoted(parent)}"
+    return "", ""
+
+
+def _links_on_the_way(path: str) -> Iterator[str]:
+    way = os.path.abspath(path)
+    while way != os.path.dirname(way):
+        if os.path.islink(way):
+            yield way
+        way = os.path.dirname(way)
+
+
+# Places and locks
+
+
+def disabled() -> bool:
+    """Whether PERSISTENT_DICT_DISABLE turns all caches off, now."""
+    return os.environ.get("PERSISTENT_DICT_DISABLE", "") not in ("", "0")
+
+
+def default_container_dir() -> str:
+    """Return the directory that holds containers: PERSISTENT_DICT_DIR, else the user's cache directory."""
+    chosen = os.environ.get("PERSISTENT_DICT_DIR", "")
+    if chosen:
+        return chosen
+    if sys.platform == "darwin" and os.environ.get("XDG_CACHE_HOME"):  # platformdirs asks for it on Linux alone
+        return os.path.join(os.environ["XDG_CACHE_HOME"], "persistent_dict")
+    from platformdirs import user_cache_dir
+
+    return user_cache_dir("persistent_dict", appauthor=False)
+
+
+def lock(path: str, mode: int, timeout: float) -> BaseFileLock:
+    """Return a lock over threads and processes, not yet acquired; the kernel frees it when its holder dies.
+
+    timeout : seconds that `acquire` waits before it raises `TimeoutError`.
+    """
+    from filelock import FileLock
+
+    return FileLock(path, timeout=timeout, mode=mode & 0o666, fallback_to_soft=False)

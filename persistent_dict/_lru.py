@@ -1,0 +1,47 @@
+"""A least-recently-used mapping: what a dictionary keeps in memory."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+
+class Lru:
+    """Up to `size` items, the least recently used going first; 0 keeps none, None sets no limit.
+
+    Safe for threads without a lock: every step is one operation on an `OrderedDict`, and an item that another thread
+    evicts between two steps is a miss.
+    """
+
+    __slots__ = ("_items", "_size")
+
+    def __init__(self, size: int | None) -> None:
+        self._size = size
+        self._items: OrderedDict[Hashable, object] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, slot: Hashable) -> object:
+        found = self._items[slot]
+        self._items.move_to_end(slot)
+        return found
+
+    def __setitem__(self, slot: Hashable, found: object) -> None:
+        if self._size == 0:
+            return
+        self._items[slot] = found
+        while self._size is not None and len(self._items) > self._size:
+            try:
+                self._items.popitem(last=False)
+            except KeyError:  # another thread has emptied it
+                return
+
+    def pop(self, slot: Hashable) -> None:
+        self._items.pop(slot, None)
+
+    def clear(self) -> None:
+        self._items.clear()

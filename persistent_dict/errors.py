@@ -1,0 +1,210 @@
+"""Every exception and warning of the package, each with the words that help.
+
+Exceptions carry their facts as attributes, survive pickling, and end with the command that mends what they report.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def shell_quoted(path: str) -> str:
+    """Return `path` so that a POSIX shell reads it as one word."""
+    from shlex import quote
+
+    return quote(path)
+
+
+def shown(key: object, limit: int = 200) -> str:
+    """Return a short text for `key`: its repr, cut to `limit` characters, or its type where the repr fails."""
+    try:
+        text = repr(key)
+    except Exception:  # a user's __repr__ may raise anything, and must not replace the error that is being told
+        text = f"<{type(key).__name__} object>"
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+class PersistentDictError(Exception):
+    """Root of the package's exceptions."""
+
+
+class UnkeyableError(PersistentDictError, TypeError):
+    """A key, or something inside it, has no encoding.
+
+    Attributes
+    ----------
+    problem : str
+        What is wrong with it, and the ways out.
+    where : tuple of str
+        The steps from the key to the part that is meant, outermost first: ``("[1]", ".name")``.
+    """
+
+    def __init__(self, problem: str, where: tuple[str, ...] = ()) -> None:
+        super().__init__(problem, where)
+        self.problem = problem
+        self.where = where
+
+    def inside(self, step: str) -> UnkeyableError:
+        """Return the error as seen from one container further out."""
+        return UnkeyableError(self.problem, (step, *self.where))
+
+    def __str__(self) -> str:
+        steps = self.where if len(self.where) <= 8 else (*self.where[:7], "…")
+        return f"key{''.join(steps)} {self.problem}"
+
+
+class NoSuchEntryError(PersistentDictError, KeyError):
+    """The dictionary has no entry under the key."""
+
+
+class NoSuchEntryCollisionError(NoSuchEntryError):
+    """There is an entry under the key's digest, but it belongs to an unequal key."""
+
+
+class ReadOnlyEntryError(PersistentDictError, KeyError):
+    """A write-once entry would have been overwritten."""
+
+    def __init__(self, key_text: str, detail: str = "the entry is there already") -> None:
+        super().__init__(key_text, detail)
+        self.key_text = key_text
+        self.detail = detail
+
+    def __str__(self) -> str:  # KeyError would print the repr of the arguments
+        return (
+            f"{self.detail}, and a WriteOncePersistentDict does not overwrite: {self.key_text}. "
+            'Call store_if_not_present(), or open the dictionary with on_conflict="keep", to keep what is there.'
+        )
+
+
+class InvalidEntryError(PersistentDictError):
+    """An entry is there, but it is damaged. Not a `KeyError`: nobody should recompute over it unknowingly.
+
+    Attributes
+    ----------
+    path : str
+        The file or directory that is wrong.
+    reason : str
+        What is wrong with it.
+    entry : str
+        The entry's directory: what has to go.
+    container : str
+        The dictionary's directory, or "" where the store has none.
+    key_text : str
+        The key as the caller gave it, or "" where only the digest is known.
+    """
+
+    def __init__(self, path: str, reason: str, entry: str = "", container: str = "", key_text: str = "") -> None:
+        super().__init__(path, reason, entry, container, key_text)
+        self.path = path
+        self.reason = reason
+        self.entry = entry
+        self.container = container
+        self.key_text = key_text
+
+    def for_key(self, key: object) -> InvalidEntryError:
+        """Return the same error, naming `key`."""
+        return type(self)(self.path, self.reason, self.entry, self.container, shown(key))
+
+    def __str__(self) -> str:
+        entry_of = f"the entry of {self.key_text}" if self.key_text else "an entry"
+        return "\n".join([f"{entry_of} is invalid: {self.reason}.", f"  file: {self.path}", *self._cures()])
+
+    def _cures(self) -> list[str]:
+        cures = []
+        if self.entry:
+            cures.append(f"  to remove the entry, so that it is computed again:  rm -rf {shell_quoted(self.entry)}")
+        if self.container:
+            cures.append(
+                f"  to find every damaged entry and set it aside:  {_python()} -m persistent_dict repair "
+                f"{shell_quoted(self.container)}"
+            )
+        return cures
+
+
+class InvalidKeyFileError(InvalidEntryError):
+    """An entry's key file fails its checks."""
+
+
+class InvalidValueFileError(InvalidEntryError):
+    """An entry's value file fails its checks."""
+
+
+class UnloadableEntryError(InvalidEntryError):
+    """An entry's bytes are intact, but decoding them fails: a class that moved, a `__setstate__` that raises."""
+
+    def _cures(self) -> list[str]:
+        cures = ["  the bytes pass their checks, so the cause lies in the code: has a class or module moved or changed?"]
+        if self.entry:
+            cures.append(f"  to remove the entry, so that it is computed again:  rm -rf {shell_quoted(self.entry)}")
+        return cures
+
+
+class ContainerError(PersistentDictError):
+    """A container cannot be used as it is: another format or identifier, an unknown layout.
+
+    Attributes
+    ----------
+    path : str
+        The container.
+    reason : str
+        What is wrong, and what helps.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+class UntrustedContainerError(ContainerError):
+    """Somebody else could have written what would be unpickled here, and unpickling runs code.
+
+    Attributes
+    ----------
+    command : str
+        The shell command that mends the permissions, where one does.
+    """
+
+    def __init__(self, path: str, reason: str, command: str = "") -> None:
+        super().__init__(path, reason)
+        self.args = (path, reason, command)
+        self.command = command
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.path}: {self.reason}.",
+            "  Whoever can write there can run code in this process, since reading an entry may unpickle it.",
+        ]
+        if self.command:
+            lines.append(f"  If the place is yours and its contents are, too:  {self.command}")
+        lines += [
+            "  If a group is meant to share the container: open it with mode=0o770.",
+            "  If everybody who can write there is to be trusted: open it with trusted=True.",
+        ]
+        return "\n".join(lines)
+
+
+class CollisionWarning(UserWarning):
+    """Two unequal keys have one digest: most likely a key builder leaves out something that equality looks at."""
+
+
+class NanKeyWarning(UserWarning):
+    """A key contains a NaN, which equals nothing, not even itself."""
+
+
+class CacheWriteWarning(UserWarning):
+    """A dictionary's place cannot be written to; values are not kept."""
+
+
+class CorruptEntryWarning(UserWarning):
+    """A damaged entry was set aside, and its lookup was a miss."""
+
+
+def _python() -> str:
+    """Return the command that starts this Python, for a shell."""
+    name = os.path.basename(sys.executable or "")
+    return "python" if name == "python" or not sys.executable else shell_quoted(sys.executable)

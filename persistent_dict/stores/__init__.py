@@ -1,0 +1,1 @@
+"""Stores: places for entries."""

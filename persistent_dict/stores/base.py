@@ -1,0 +1,181 @@
+"""What stores move, and the protocols that they fulfil."""
+
+from __future__ import annotations
+
+import os
+from time import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterator, Sequence
+    from typing import Protocol
+
+    from persistent_dict.formats import Buffer
+else:
+    Protocol = object
+
+# A digest is a str of 40 lower-case hex characters.
+Digest = str
+
+
+class Part:
+    """One half of an entry: an encoded key or an encoded value, and the facts that its footer keeps.
+
+    Attributes
+    ----------
+    stream : bytes or memoryview
+        What the format wrote.
+    buffers : sequence of buffers
+        What the format left outside the stream, in order.
+    nonce : bytes
+        8 random bytes that an entry's two parts share.
+    stored_at : float
+        Seconds since the epoch.
+    seconds : float
+        How long the value took to compute, 0.0 where nobody measured.
+    """
+
+    __slots__ = ("buffers", "nonce", "seconds", "stored_at", "stream")
+
+    def __init__(
+        self, stream: Buffer, buffers: Sequence[Buffer] = (), nonce: bytes = b"", stored_at: float = 0.0, seconds: float = 0.0
+    ) -> None:
+        self.stream = stream
+        self.buffers = buffers
+        self.nonce = nonce
+        self.stored_at = stored_at
+        self.seconds = seconds
+
+    @property
+    def nbytes(self) -> int:
+        """The encoded size in bytes, without footer and padding."""
+        return len(self.stream) + sum(memoryview(buffer).nbytes for buffer in self.buffers)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Part) and all(getattr(self, name) == getattr(other, name) for name in self.__slots__)
+
+    __hash__ = None  # type: ignore[assignment]  # buffers may change
+
+    def __repr__(self) -> str:
+        return f"Part({self.nbytes} bytes, stored_at={self.stored_at!r}, seconds={self.seconds!r})"
+
+
+class Entry:
+    """An encoded key and an encoded value, which belong together."""
+
+    __slots__ = ("key", "value")
+
+    def __init__(self, key: Part, value: Part) -> None:
+        self.key = key
+        self.value = value
+
+    @classmethod
+    def new(
+        cls, key: Buffer, value: Buffer, buffers: Sequence[Buffer] = (), seconds: float = 0.0
+    ) -> Entry:
+        """Return an entry of now."""
+        nonce, now = os.urandom(8), time()
+        return cls(Part(key, (), nonce, now), Part(value, buffers, nonce, now, seconds))
+
+    @property
+    def nbytes(self) -> int:
+        """The encoded size in bytes."""
+        return self.key.nbytes + self.value.nbytes
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Entry) and self.key == other.key and self.value == other.value
+
+    __hash__ = None  # type: ignore[assignment]  # see Part
+
+
+class EntryInfo:
+    """What a store knows of an entry without reading it.
+
+    Attributes
+    ----------
+    digest : str
+    nbytes : int
+        What it takes in the store, footers included.
+    stamp : hashable
+        Changes whenever the value is replaced.
+    settled : bool
+        The stamp is old enough for the clock of the place that no later replacement can bear the same one.
+    """
+
+    __slots__ = ("digest", "nbytes", "settled", "stamp")
+
+    def __init__(self, digest: Digest, nbytes: int, stamp: Hashable, settled: bool) -> None:
+        self.digest = digest
+        self.nbytes = nbytes
+        self.stamp = stamp
+        self.settled = settled
+
+
+class Reader(Protocol):
+    """Entries to be read. Every method is safe for threads, and raises `OSError` where the place does not answer."""
+
+    def get(self, digest: Digest) -> Entry | None:
+        """Return the entry, or None where there is none.
+
+        Raises
+        ------
+        InvalidEntryError
+            Something is there, but it is damaged. So do the next two.
+        """
+
+    def get_key(self, digest: Digest) -> Part | None:
+        """Return the entry's key alone, where that is cheaper."""
+        entry = self.get(digest)
+        return entry and entry.key
+
+    def get_value(self, digest: Digest) -> Part | None:
+        """Return the entry's value alone, where that is cheaper."""
+        entry = self.get(digest)
+        return entry and entry.value
+
+    def stat(self, digest: Digest) -> EntryInfo | None:
+        """Return what is known of the entry without reading it, or None where there is none."""
+
+    def scan(self) -> Iterator[EntryInfo]:
+        """Yield every entry once, in no order. What is added or deleted meanwhile may be missing."""
+
+    def __len__(self) -> int:
+        """Return the number of entries."""
+        return sum(1 for _ in self.scan())
+
+    def place(self, digest: Digest) -> str:
+        """Return where the entry is, or would be, for a person to look at."""
+
+
+class Store(Reader, Protocol):
+    """A place for entries that are written once."""
+
+    def add(self, digest: Digest, entry: Entry) -> bool:
+        """Put the entry there if there is none, atomically. False: one is there already, and nothing was changed."""
+
+    def delete(self, digest: Digest) -> bool:
+        """Remove the entry, atomically. False: there was none."""
+
+    def quarantine(self, digest: Digest, *, unloadable: bool = False) -> str:
+        """Free the place of an entry that is damaged, or whose intact bytes do not decode (`unloadable`).
+
+        Return where the entry was set aside, "" where it was not kept, or was not damaged any more.
+        """
+        self.delete(digest)
+        return ""
+
+    def clear(self) -> None:
+        """Remove every entry."""
+        for info in self.scan():
+            self.delete(info.digest)
+
+
+class MutableStore(Store, Protocol):
+    """A place for entries that can be replaced."""
+
+    def set(self, digest: Digest, entry: Entry, same_key: Callable[[Part], bool] | None = None) -> None:
+        """Put the entry there. Readers see the old value or the new one, never neither.
+
+        same_key : asked, where a digest does not prove a key, whether the stored key is the entry's. If not, a store that
+            keeps the stored key must replace that, too.
+        """
