@@ -270,11 +270,36 @@ def default_container_dir() -> str:
     return user_cache_dir("persistent_dict", appauthor=False)
 
 
-def lock(path: str, mode: int, timeout: float) -> BaseFileLock:
-    """Return a lock over threads and processes, not yet acquired; the kernel frees it when its holder dies.
+class DigestLock:
+    """Keeps other threads and processes from the same work on one digest, inside a ``with``.
 
-    timeout : seconds that `acquire` waits before it raises `TimeoutError`.
+    The kernel frees it when its holder dies. Where it cannot be had (no locks in the file system, no right to make the
+    file, `timeout` seconds over), the work goes on without it: it saves work, and guards nothing.
     """
-    from filelock import FileLock
 
-    return FileLock(path, timeout=timeout, mode=mode & 0o666, fallback_to_soft=False)
+    def __init__(self, directory: str, digest: str, mode: int, timeout: float) -> None:
+        self._path = f"{directory}/{digest}.lock"
+        self._mode = mode
+        self._timeout = timeout
+        self._lock: BaseFileLock | None = None
+
+    def __enter__(self) -> None:
+        from filelock import FileLock
+
+        try:
+            make_directory(os.path.dirname(self._path), self._mode)
+            lock = FileLock(self._path, timeout=self._timeout, mode=self._mode & 0o666, fallback_to_soft=False)
+            lock.acquire()
+        except (OSError, NotImplementedError):  # a time-out, too, is an OSError
+            return
+        self._lock = lock
+
+    def __exit__(self, *exception: object) -> None:
+        if self._lock is None:
+            return
+        try:
+            os.unlink(self._path)  # while it is held: whoever waits for it sees that, and makes another
+        except FileNotFoundError:
+            pass
+        finally:
+            self._lock.release()

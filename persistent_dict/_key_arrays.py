@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-_TWIN_TYPES = frozenset("int64 float64 complex128 bool bool_ str_ bytes_".split())
+_TWIN_TYPES = frozenset(["int64", "float64", "complex128", "bool", "bool_", "str_", "bytes_"])
 
 
 def python_twin(scalar: Any) -> object:
@@ -37,9 +37,7 @@ def scalar_parts(scalar: Any) -> tuple[object, ...]:
 def dtype_parts(dtype: Any) -> tuple[object, ...]:
     """Return a keyable tuple that tells a NumPy dtype from every other."""
     if dtype.names:
-        fields = tuple(
-            (name, dtype_parts(dtype.fields[name][0]), *dtype.fields[name][1:]) for name in dtype.names
-        )
+        fields = tuple((name, dtype_parts(dtype.fields[name][0]), *dtype.fields[name][1:]) for name in dtype.names)
         return ("fields", dtype.itemsize, dtype.isalignedstruct, fields)
     if dtype.subdtype:
         return ("array", dtype_parts(dtype.subdtype[0]), dtype.subdtype[1])

@@ -24,12 +24,12 @@ _NAN = float("nan")  # whatever a NaN's bits are, it is written as this one
 
 
 def flat_encoding(key: object, atoms: frozenset[type]) -> bytes:
-    """Return the encoding of a key that is one of `atoms` or a tuple of them, b"" for any other, or with a NaN in it."""
+    """Return the encoding of one of `atoms` or a tuple of them; b"" for any other key, and where a NaN is in it."""
     kind = type(key)
     if kind not in atoms and not (kind is tuple and atoms.issuperset(map(type, key))):  # type: ignore[call-overload]  # a tuple
         return b""
     try:
-        data = dumps(key, _MARSHAL_VERSION)
+        data = dumps(key, _MARSHAL_VERSION)  # type: ignore[arg-type]  # atoms are what marshal takes
     except ValueError:  # 2 GiB or more
         return b""
     if (b"\x7f" in data or b"\xff" in data) and _has_nan(key):  # the last byte of every NaN is one of these
@@ -42,7 +42,7 @@ def _has_nan(key: Any) -> bool:
 
 
 def _named(*names: object) -> bytes:
-    return dumps(names, _MARSHAL_VERSION)
+    return dumps(names, _MARSHAL_VERSION)  # type: ignore[arg-type]  # callers give atoms
 
 
 def _type_name(kind: type) -> bytes:
@@ -136,7 +136,7 @@ class Encodings:
         self, key_hash: Any, code: bytes, groups: Iterable[Iterable[object]], step: Callable[[int], str]
     ) -> None:
         """Write groups of parts, whose order does not count, as the sorted digests of the groups."""
-        digests = []
+        digests: list[bytes] = []
         for group in groups:
             i = len(digests)
             digests.append(

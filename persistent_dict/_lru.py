@@ -7,6 +7,7 @@ from collections import OrderedDict
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Hashable
+    from typing import Any
 
 
 class Lru:
@@ -20,17 +21,17 @@ class Lru:
 
     def __init__(self, size: int | None) -> None:
         self._size = size
-        self._items: OrderedDict[Hashable, object] = OrderedDict()
+        self._items: OrderedDict[Hashable, Any] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._items)
 
-    def __getitem__(self, slot: Hashable) -> object:
+    def __getitem__(self, slot: Hashable) -> Any:
         found = self._items[slot]
         self._items.move_to_end(slot)
         return found
 
-    def __setitem__(self, slot: Hashable, found: object) -> None:
+    def __setitem__(self, slot: Hashable, found: Any) -> None:
         if self._size == 0:
             return
         self._items[slot] = found

@@ -79,7 +79,9 @@ class _Dictionary(Mapping["K", "V"]):
     ) -> None:
         _check_choice("on_invalid", on_invalid, ("raise", "quarantine"))
         if safe_sync and durability not in (None, "durable"):
-            raise ValueError(f'safe_sync=True is durability="durable", and durability={durability!r} is given beside it')
+            raise ValueError(
+                f'safe_sync=True is durability="durable", and durability={durability!r} is given beside it'
+            )
         durability = "durable" if safe_sync else durability
         options = {"durability": durability, "mmap": mmap, "trusted": trusted, "mode": mode}
         given = {name: value for name, value in options.items() if value is not None}
@@ -107,14 +109,12 @@ class _Dictionary(Mapping["K", "V"]):
     def _prepare(self) -> None:
         """Make what does not go into a pickle."""
         self._memory = Lru(self._memory_size)
-        native = isinstance(self.key_builder, KeyBuilder) and type(self.key_builder).__call__ is KeyBuilder.__call__
-        self._digest: Callable[[Any], tuple[Digest, bool]]
-        if native and type(self.key_builder).new_hash is KeyBuilder.new_hash:
-            self._digest = self.key_builder.digest  # type: ignore[attr-defined]  # a KeyBuilder
-            self._plain_types: frozenset[type] = self.key_builder.plain_types  # type: ignore[attr-defined]  # as above
-        else:
-            self._digest = self._foreign_digest
-            self._plain_types = frozenset()
+        builder = self.key_builder
+        self._digest: Callable[[Any], tuple[Digest, bool]] = self._foreign_digest
+        self._plain_types: frozenset[type] = frozenset()
+        if isinstance(builder, KeyBuilder) and builder.makes_digests:
+            self._digest = builder.digest
+            self._plain_types = builder.plain_types
 
     def _foreign_digest(self, key: Any) -> tuple[Digest, bool]:
         text = self.key_builder(key)
@@ -162,7 +162,7 @@ class _Dictionary(Mapping["K", "V"]):
 
     def values(self) -> Iterator[V]:  # type: ignore[override]  # see keys
         """Yield the values in the order of storing."""
-        for _, value in self.items():
+        for _, value in self.items():  # noqa: PERF102  # values() is this method
             yield value
 
     def items(self) -> Iterator[tuple[K, V]]:  # type: ignore[override]  # see keys
@@ -206,7 +206,7 @@ class _Dictionary(Mapping["K", "V"]):
         place: str = self._store.place(self._digest(key)[0])
         return place
 
-    def _load(self, key: K, digest: Digest, proven: bool) -> tuple[V, K]:
+    def _load(self, key: K, digest: Digest, proven: bool) -> tuple[Any, K]:
         """Return the value from the store, and the key that it was stored under."""
         try:
             if _fs.disabled():
@@ -231,10 +231,10 @@ class _Dictionary(Mapping["K", "V"]):
         self._disk_hits += 1
         return value, stored_key
 
-    def _decode(self, part: Part, digest: Digest) -> V:
+    def _decode(self, part: Part, digest: Digest) -> Any:
         return self._unloadable_if_fails(lambda: self._format.loads(part.stream, part.buffers), digest)
 
-    def _decode_key(self, part: Part, digest: Digest) -> K:
+    def _decode_key(self, part: Part, digest: Digest) -> Any:
         return self._unloadable_if_fails(lambda: self._format.loads_key(part.stream), digest)
 
     def _unloadable_if_fails(self, loads: Callable[[], T], digest: Digest) -> T:
@@ -249,7 +249,7 @@ class _Dictionary(Mapping["K", "V"]):
 
     # Equal digests, unequal keys
 
-    def _check_key(self, part: Part, digest: Digest, key: Any) -> K:
+    def _check_key(self, part: Part, digest: Digest, key: Any) -> Any:
         stored = self._decode_key(part, digest)
         if not self._are_equal(stored, key):
             self._collide(key)
@@ -289,7 +289,7 @@ class _Dictionary(Mapping["K", "V"]):
         """
         return self._add_if_absent(key, value) is True
 
-    def setdefault(self, key: K, default: V | None = None) -> V | None:
+    def setdefault(self, key: K, default: Any = None) -> Any:
         """Return the value under `key`; if there is none, store `default` and return it. Atomic: all get the same."""
         for _ in range(_ATTEMPTS):
             try:
@@ -328,8 +328,8 @@ class _Dictionary(Mapping["K", "V"]):
             if not self._has_warned:
                 self._has_warned = True
                 warnings.warn(
-                    f"{self.identifier}: nothing is stored, since {self.filename} cannot be written to: {error}. What is "
-                    "there is still read. Pass another container_dir or set PERSISTENT_DICT_DIR, or set "
+                    f"{self.identifier}: nothing is stored, since {self.filename} cannot be written to: {error}. "
+                    "What is there is still read. Pass another container_dir or set PERSISTENT_DICT_DIR, or set "
                     "PERSISTENT_DICT_DISABLE=1 to do without the cache.",
                     CacheWriteWarning,
                     stacklevel=4,
@@ -358,7 +358,9 @@ class _Dictionary(Mapping["K", "V"]):
             raise error from error.__cause__
         aside = self._store.quarantine(digest, unloadable=isinstance(error, UnloadableEntryError))
         if aside:
-            warnings.warn(f"{error}\n  It was moved to {aside}, and counts as missing.", CorruptEntryWarning, stacklevel=4)
+            warnings.warn(
+                f"{error}\n  It was moved to {aside}, and counts as missing.", CorruptEntryWarning, stacklevel=4
+            )
 
     # The object itself
 
@@ -377,7 +379,8 @@ class _Dictionary(Mapping["K", "V"]):
         self.close()
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.identifier!r}, {self.filename or self._store!r}, format={self._format.name!r})"
+        place = self.filename or self._store
+        return f"{type(self).__name__}({self.identifier!r}, {place!r}, format={self._format.name!r})"
 
     def __getstate__(self) -> dict[str, Any]:
         left_out = ("_memory", "_digest", "_plain_types")
@@ -398,7 +401,8 @@ class WriteOncePersistentDict(_Dictionary["K", "V"]):
     key_builder : callable, optional
         From a key to a str; a `KeyBuilder` by default. What is no digest of 40 hex characters is hashed into one.
     container_dir : path, optional
-        The directory in which the dictionary's own directory is made. Default: PERSISTENT_DICT_DIR, else the user's cache.
+        The directory in which the dictionary's own directory is made. Default: PERSISTENT_DICT_DIR, else the user's
+        cache directory.
     in_mem_cache_size : int or None
         How many values are kept in memory, the least recently used going first. None: all. 0: none, so that every
         fetch returns an object of its own.
@@ -462,7 +466,7 @@ class WriteOncePersistentDict(_Dictionary["K", "V"]):
 
     _store: Store
 
-    def fetch(self, key: K) -> V:
+    def fetch(self, key: K) -> Any:
         if type(key) in self._plain_types:  # the key itself serves as its name in memory: no digest is needed
             try:
                 value, _ = self._memory[key]
@@ -523,11 +527,13 @@ class PersistentDict(_Dictionary["K", "V"], MutableMapping["K", "V"]):
 
     _store: MutableStore
 
-    def fetch(self, key: K) -> V:
+    def fetch(self, key: K) -> Any:
         digest, proven = self._digest(key)
         info = None
         if self._memory_size != 0 and not _fs.disabled():
-            info = self._store.stat(digest)  # before reading: a later value may then bear an older stamp, never vice versa
+            info = self._store.stat(
+                digest
+            )  # before reading: a later value may then bear an older stamp, never vice versa
             try:
                 value, stored_key, stamp = self._memory[digest]
             except KeyError:

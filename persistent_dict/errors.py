@@ -134,7 +134,9 @@ class UnloadableEntryError(InvalidEntryError):
     """An entry's bytes are intact, but decoding them fails: a class that moved, a `__setstate__` that raises."""
 
     def _cures(self) -> list[str]:
-        cures = ["  the bytes pass their checks, so the cause lies in the code: has a class or module moved or changed?"]
+        cures = [
+            "  the bytes pass their checks, so the cause lies in the code: has a class or module moved or changed?"
+        ]
         if self.entry:
             cures.append(f"  to remove the entry, so that it is computed again:  rm -rf {shell_quoted(self.entry)}")
         return cures

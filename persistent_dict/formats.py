@@ -73,7 +73,7 @@ class PickleFormat:
 
 
 class _PlainKeys:
-    """Keys as JSON: None, bool, int, float, str, and bytes, tuples and frozensets in a wrapping that tells them apart."""
+    """Keys as JSON: None, bool, int, float, str as they are; bytes, tuples and frozensets wrapped to tell them apart."""
 
     def dumps_key(self, key: Any) -> Buffer:
         from json import dumps
@@ -140,7 +140,9 @@ def _refuse_what_json_changes(value: Any, where: str) -> None:
     if kind is dict:
         for name, part in value.items():
             if type(name) is not str:
-                raise TypeError(f"{where} has the key {name!r}: JSON would make it a str. Use str keys, or another format")
+                raise TypeError(
+                    f"{where} has the key {name!r}: JSON would make it a str. Use str keys, or another format"
+                )
             _refuse_what_json_changes(part, f"{where}[{name!r}]")
         return
     raise TypeError(f"{where} is a {kind.__name__}: it would not come back from JSON as it is. Use another format")
@@ -208,8 +210,10 @@ def _module_format(name: str) -> ModuleFormat:
 def find_format(format: Any) -> Format:  # noqa: A002  # the argument's public name
     """Return the format for ``"pickle"``, ``"json"``, ``"raw"``, or any module or object with `dumps` and `loads`."""
     if isinstance(format, str):
-        named = {"pickle": PickleFormat, "json": JsonFormat, "raw": RawFormat}
+        named: dict[str, type[Format]] = {"pickle": PickleFormat, "json": JsonFormat, "raw": RawFormat}
         if format not in named:
-            raise ValueError(f'unknown format {format!r}: use "pickle", "json", "raw", or a module with dumps and loads')
+            raise ValueError(
+                f'unknown format {format!r}: use "pickle", "json", "raw", or a module with dumps and loads'
+            )
         return named[format]()
     return ModuleFormat(format)

@@ -36,8 +36,10 @@ if TYPE_CHECKING:
 
 _DIGEST_SIZE = 20  # bytes
 _MAX_DEPTH = 250  # containers in one another: three Python frames each, below the interpreter's limit of 1000
-_STANDARD = frozenset("builtins abc collections datetime decimal fractions functools types uuid zoneinfo".split())
-_IMMUTABLE_BY_NAME = frozenset("frozendict immutabledict constantdict Map PMap FrozenOrderedSet".split())
+_STANDARD = frozenset(
+    ["builtins", "abc", "collections", "datetime", "decimal", "fractions", "functools", "types", "uuid", "zoneinfo"]
+)
+_IMMUTABLE_BY_NAME = frozenset(["frozendict", "immutabledict", "constantdict", "Map", "PMap", "FrozenOrderedSet"])
 
 
 class _Pass:
@@ -83,6 +85,9 @@ class KeyBuilder(Encodings):
     Safe for threads; an instance has no state.
     """
 
+    # Whether what a call returns is what `digest` returns: 40 hex characters, and known to prove keys.
+    makes_digests = True
+
     # Equal keys of these exact types are the same key: a dictionary may look them up in memory without a digest.
     plain_types: frozenset[type] = frozenset({str, bytes, int})
 
@@ -101,10 +106,11 @@ class KeyBuilder(Encodings):
             for name in dir(cls)
             if name.startswith("update_for_") and getattr(cls, name) is not getattr(ours, name, None)
         )
-        native = not cls._hooks & {f"update_for_{kind.__name__}" for kind in (*ATOMS, tuple)}
-        for name in ("__call__", "digest", "rec", "new_hash"):
-            native = native and getattr(cls, name) is getattr(KeyBuilder, name)
-        if not native:
+        cls.makes_digests = all(
+            getattr(cls, name) is getattr(KeyBuilder, name) for name in ("__call__", "digest", "new_hash")
+        )
+        hooked = cls._hooks & {f"update_for_{kind.__name__}" for kind in (*ATOMS, tuple)}
+        if hooked or not cls.makes_digests or cls.rec is not KeyBuilder.rec:
             cls.plain_types = cls._flat_types = frozenset()
 
     @staticmethod
@@ -142,7 +148,7 @@ class KeyBuilder(Encodings):
             return key_hash
         kind = type(key)
         updater = self._updaters.get(kind) or self._find_updater(kind)
-        key_pass = key_hash if type(key_hash) is _Pass else _Pass(key_hash, 0)  # type: ignore[arg-type]  # as above
+        key_pass: Any = key_hash if type(key_hash) is _Pass else _Pass(key_hash, 0)  # type: ignore[arg-type]  # as above
         updater(self, key_pass, key)
         return key_hash
 
@@ -313,7 +319,7 @@ def _no_encoding(kind: type) -> str:
         else f"subclass KeyBuilder with update_for_{name}(self, key_hash, key)"
     )
     return (
-        f"is of type {kind.__module__}.{kind.__qualname__}, which has no encoding. Three ways out: give the type a method "
-        f"update_persistent_hash(self, key_hash, key_builder); {content}; or put something else into the key (numbers, "
+        f"is of type {kind.__module__}.{kind.__qualname__}, which has no encoding. Three ways out: give the type a "
+        f"method update_persistent_hash(self, key_hash, key_builder); {content}; or put something else into the key (numbers, "
         "strings, tuples, frozen dataclasses)"
     )

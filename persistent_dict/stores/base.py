@@ -38,7 +38,12 @@ class Part:
     __slots__ = ("buffers", "nonce", "seconds", "stored_at", "stream")
 
     def __init__(
-        self, stream: Buffer, buffers: Sequence[Buffer] = (), nonce: bytes = b"", stored_at: float = 0.0, seconds: float = 0.0
+        self,
+        stream: Buffer,
+        buffers: Sequence[Buffer] = (),
+        nonce: bytes = b"",
+        stored_at: float = 0.0,
+        seconds: float = 0.0,
     ) -> None:
         self.stream = stream
         self.buffers = buffers
@@ -70,9 +75,7 @@ class Entry:
         self.value = value
 
     @classmethod
-    def new(
-        cls, key: Buffer, value: Buffer, buffers: Sequence[Buffer] = (), seconds: float = 0.0
-    ) -> Entry:
+    def new(cls, key: Buffer, value: Buffer, buffers: Sequence[Buffer] = (), seconds: float = 0.0) -> Entry:
         """Return an entry of now."""
         nonce, now = os.urandom(8), time()
         return cls(Part(key, (), nonce, now), Part(value, buffers, nonce, now, seconds))
@@ -126,12 +129,12 @@ class Reader(Protocol):
     def get_key(self, digest: Digest) -> Part | None:
         """Return the entry's key alone, where that is cheaper."""
         entry = self.get(digest)
-        return entry and entry.key
+        return None if entry is None else entry.key
 
     def get_value(self, digest: Digest) -> Part | None:
         """Return the entry's value alone, where that is cheaper."""
         entry = self.get(digest)
-        return entry and entry.value
+        return None if entry is None else entry.value
 
     def stat(self, digest: Digest) -> EntryInfo | None:
         """Return what is known of the entry without reading it, or None where there is none."""
@@ -176,6 +179,6 @@ class MutableStore(Store, Protocol):
     def set(self, digest: Digest, entry: Entry, same_key: Callable[[Part], bool] | None = None) -> None:
         """Put the entry there. Readers see the old value or the new one, never neither.
 
-        same_key : asked, where a digest does not prove a key, whether the stored key is the entry's. If not, a store that
-            keeps the stored key must replace that, too.
+        same_key : asked, where a digest does not prove a key, whether the stored key is the entry's. If not, a store
+            that would keep the stored key must replace that, too.
         """

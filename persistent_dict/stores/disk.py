@@ -12,7 +12,6 @@ absent. Before anything is read, its owner and mode are checked, and those of th
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
 from hashlib import blake2b
 from sys import implementation
 
@@ -168,8 +167,7 @@ class DiskStore(MutableStore):
             _fs.make_directory(stage, self._mode)
             for directory in ("tmp", "entries"):
                 _fs.make_directory(f"{stage}/{directory}", self._mode)
-            form = f"layout: {_LAYOUT}\nformat: {quoted(self._format_name or '')}\nidentifier: {quoted(self._identifier or '')}\n"
-            for file, text in (("FORMAT", form), ("CACHEDIR.TAG", _TAG), (".gitignore", "*\n")):
+            for file, text in (("FORMAT", self._new_format()), ("CACHEDIR.TAG", _TAG), (".gitignore", "*\n")):
                 _fs.write_file(f"{stage}/{file}", [text.encode()], self._mode, "consistent")
             _fs.sync_directory(stage)
             published = _fs.publish_directory(stage, self.path)
@@ -179,6 +177,10 @@ class DiskStore(MutableStore):
         if self.durability == "durable":
             _fs.sync_directory(parent)
         self.open()
+
+    def _new_format(self) -> str:
+        format_name, identifier = quoted(self._format_name or ""), quoted(self._identifier or "")
+        return f"layout: {_LAYOUT}\nformat: {format_name}\nidentifier: {identifier}\n"
 
     # Reading
 
@@ -212,7 +214,7 @@ class DiskStore(MutableStore):
         return self._in_container(lambda: self._add_large(digest, entry))
 
     def _add_large(self, digest: Digest, entry: Entry) -> bool:
-        with self._lock(digest):
+        with _fs.DigestLock(f"{self.path}/locks", digest, self._mode, _LOCK_TIMEOUT):
             if self.durability != "durable" and self._loose.stat(digest) is not None:  # the wait was for its writer
                 return False
             return self._loose.add(digest, entry)
@@ -239,27 +241,6 @@ class DiskStore(MutableStore):
         except FileNotFoundError:
             self._create()
             return write()
-
-    @contextmanager
-    def _lock(self, digest: Digest) -> Iterator[None]:
-        """Keep others from writing the same entry. Where that does not work, go on: the rename decides who wins."""
-        path = f"{self.path}/locks/{digest}.lock"
-        _fs.make_directory(os.path.dirname(path), self._mode)
-        lock = _fs.lock(path, self._mode, _LOCK_TIMEOUT)
-        try:
-            lock.acquire()
-        except (OSError, NotImplementedError):  # also a time-out
-            yield
-            return
-        try:
-            yield
-        finally:
-            try:
-                os.unlink(path)  # while it is held: whoever waits for it sees that, and makes another
-            except FileNotFoundError:
-                pass
-            finally:
-                lock.release()
 
     # Upkeep
 
@@ -295,7 +276,7 @@ def container_path(container_dir: str, identifier: str, format: Format) -> str: 
 
 
 def quoted(text: str) -> str:
-    """Return `text` as a safe file name: what is no ASCII letter, digit, ``.``, ``_``, ``-`` or is a first dot as %XX."""
+    """Return `text` as a safe file name: ASCII letters, digits, ``_``, ``-``, inner dots; the rest as %XX."""
     out = []
     for i, character in enumerate(text):
         if (character.isascii() and character.isalnum()) or character in "_-" or (character == "." and i):

@@ -57,7 +57,16 @@ class Footer:
     Attributes are the fields of the layout above.
     """
 
-    __slots__ = ("algorithm", "buffer_count", "checksum", "nonce", "payload_size", "seconds", "stored_at", "stream_size")
+    __slots__ = (
+        "algorithm",
+        "buffer_count",
+        "checksum",
+        "nonce",
+        "payload_size",
+        "seconds",
+        "stored_at",
+        "stream_size",
+    )
 
     def __init__(self, tail: Buffer, file_size: int, digest: Digest, kind: int) -> None:
         """Read the footer that ends `tail`, the last bytes of a file of `file_size` bytes."""
@@ -140,7 +149,8 @@ def read_part(footer: Footer, read_at: Callable[[int, int], Buffer]) -> Part:
     stream, table = read_at(0, footer.stream_size), read_at(table_at, footer.payload_size - table_at)
     if footer.checksum != checksum(stream, table):
         raise Damage("its checksum does not hold")
-    buffers, end = [], footer.stream_size
+    buffers: list[Buffer] = []
+    end = footer.stream_size
     for begin, size, expected in _TABLE_ITEM.iter_unpack(table):
         padding, buffer = read_at(end, begin - end), read_at(begin, size)
         if expected != checksum(padding, buffer):

@@ -15,7 +15,17 @@ import time
 from persistent_dict import _fs
 from persistent_dict.errors import InvalidEntryError, InvalidKeyFileError, InvalidValueFileError
 from persistent_dict.stores.base import Entry, EntryInfo, MutableStore, Part
-from persistent_dict.stores.framing import ALGORITHMS, FOOTER_SIZE, KEY, VALUE, Damage, Footer, frame, read_part, unframe
+from persistent_dict.stores.framing import (
+    ALGORITHMS,
+    FOOTER_SIZE,
+    KEY,
+    VALUE,
+    Damage,
+    Footer,
+    frame,
+    read_part,
+    unframe,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -96,7 +106,10 @@ class LooseStore(MutableStore):
             key, value = (self._read(_FILES[kind], digest, kind, directory) for kind in (KEY, VALUE))
             if key.nonce != value.nonce:
                 raise InvalidEntryError(
-                    self.place(digest), "its key and its value come from different stores", self.place(digest), self._container
+                    self.place(digest),
+                    "its key and its value come from different stores",
+                    self.place(digest),
+                    self._container,
                 )
             return Entry(key, value)
 
@@ -344,7 +357,9 @@ class LooseStore(MutableStore):
 
     def _invalid(self, digest: Digest, kind: int, reason: str) -> InvalidEntryError:
         place = self.place(digest)
-        return _ERRORS[kind](f"{place}/{_FILES[kind]}", f"the {_FILES[kind]} file is damaged: {reason}", place, self._container)
+        return _ERRORS[kind](
+            f"{place}/{_FILES[kind]}", f"the {_FILES[kind]} file is damaged: {reason}", place, self._container
+        )
 
     def _foreign(self, digest: Digest) -> InvalidEntryError:
         place = self.place(digest)

@@ -26,7 +26,7 @@ class MemoryStore(MutableStore):
 
     def stat(self, digest: Digest) -> EntryInfo | None:
         stamp, entry = self._entries.get(digest, (0, None))
-        return entry and EntryInfo(digest, entry.nbytes, stamp, settled=True)
+        return None if entry is None else EntryInfo(digest, entry.nbytes, stamp, settled=True)
 
     def scan(self) -> Iterator[EntryInfo]:
         for digest in list(self._entries):

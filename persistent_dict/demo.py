@@ -1,0 +1,123 @@
+"""The demonstration: the code objects of the standard library, compiled once by several processes."""
+
+from __future__ import annotations
+
+import hashlib
+import marshal
+import os
+import sys
+import sysconfig
+import tempfile
+import time
+import warnings
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+from persistent_dict.dicts import WriteOncePersistentDict
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_IDENTIFIER = "persistent_dict demo: compiled standard library"
+_LEFT_OUT = frozenset({"site-packages", "dist-packages", "__pycache__"})
+
+
+def run(directory: str | None, jobs: int, keep: bool) -> int:
+    """Compile the standard library twice over one dictionary, and print what happened. Return the exit code."""
+    jobs = jobs or max(2, os.cpu_count() or 2)
+    with ExitStack() as stack:
+        if directory is None and not keep:
+            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="persistent_dict-demo-"))
+        place = directory or tempfile.mkdtemp(prefix="persistent_dict-demo-")
+        modules = sorted(_modules())
+        print(f"{len(modules)} modules of the standard library of Python {sys.version.split()[0]}, {jobs} processes")
+        first, second = (_one_run(name, modules, jobs, place) for name in ("first run ", "second run"))
+        same = first == second
+        print(f"results byte-identical in both runs: {'yes' if same else 'NO'}  (checksum {first[:16]})")
+        _show(open_cache(place), modules[0])
+        if directory is None:
+            print(f"remove it with:  rm -rf {place}")
+    return 0 if same else 1
+
+
+def open_cache(directory: str) -> WriteOncePersistentDict[tuple[object, ...], bytes]:
+    """Return the demonstration's dictionary. Its values are bytes: nothing is unpickled to read them."""
+    return WriteOncePersistentDict(_IDENTIFIER, container_dir=directory, format="raw", in_mem_cache_size=0)
+
+
+def _modules() -> Iterable[str]:
+    for parent, directories, files in os.walk(sysconfig.get_path("stdlib")):
+        directories[:] = [name for name in directories if name not in _LEFT_OUT]
+        yield from (os.path.join(parent, name) for name in files if name.endswith(".py"))
+
+
+def _one_run(name: str, modules: list[str], jobs: int, directory: str) -> str:
+    """Let every process ask for every module, each beginning elsewhere. Return a checksum of all results."""
+    begin = time.perf_counter()
+    orders = [modules[i * len(modules) // jobs :] + modules[: i * len(modules) // jobs] for i in range(jobs)]
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        reports = list(pool.map(partial(_ask_for_all, directory), orders))
+    seconds = time.perf_counter() - begin
+    computed = sum(report[0] for report in reports)
+    read = sum(report[1] for report in reports)
+    working = sum(report[2] for report in reports)
+    checksums = {report[3] for report in reports}
+    if len(checksums) > 1:
+        raise RuntimeError("the processes were given different results")
+    print(f"{name}: {computed:5} compiled, {read:5} read from the cache, {seconds:6.2f} s ({working:.2f} s compiling)")
+    return checksums.pop()
+
+
+def _ask_for_all(directory: str, modules: list[str]) -> tuple[int, int, float, str]:
+    """Return how many modules were compiled and read, the seconds spent on compiling, and a checksum of all."""
+    cache = open_cache(directory)
+    computed, working, codes = 0, 0.0, {}
+    for path in modules:
+        key, source = key_of(path)
+        try:
+            codes[path] = cache[key]
+        except KeyError:
+            begin = time.perf_counter()
+            codes[path] = _compile(path, source)
+            working += time.perf_counter() - begin
+            computed += 1
+            cache.store_if_not_present(key, codes[path])
+    return computed, len(modules) - computed, working, _checksum(codes)
+
+
+def key_of(path: str) -> tuple[tuple[object, ...], bytes]:
+    """Return the key of a module, which holds all that its code depends on, and the module's source."""
+    source = Path(path).read_bytes()
+    flags = (sys.flags.optimize, sys.implementation.cache_tag, sys.version)
+    return ("compile", os.path.basename(path), hashlib.sha256(source).digest(), flags), source
+
+
+def _compile(path: str, source: bytes) -> bytes:
+    """Return a module's code object as bytes; none for a file that is wrong on purpose, for Python's own tests."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the library's own SyntaxWarnings
+            code = compile(source, os.path.basename(path), "exec", dont_inherit=True)
+    except (SyntaxError, ValueError):
+        return b""
+    return marshal.dumps(code, 2)  # version 2 has no references, so that equal code gives equal bytes
+
+
+def _checksum(codes: dict[str, bytes]) -> str:
+    total = hashlib.sha256()
+    for path in sorted(codes):
+        total.update(hashlib.sha256(codes[path]).digest())
+    return total.hexdigest()
+
+
+def _show(cache: WriteOncePersistentDict[tuple[object, ...], bytes], path: str) -> None:
+    key, _ = key_of(path)
+    print(f"the cache: {cache.filename}  ({len(cache)} entries, {cache.nbytes() / 1e6:.1f} MB)")
+    print(f"one entry, {os.path.basename(path)}:  ls -l {cache.entry_path(key)!r}")
+    print("the same from Python:")
+    print("  from persistent_dict.demo import key_of, open_cache")
+    print(f"  open_cache({os.path.dirname(cache.filename)!r})[key_of({path!r})[0]][:20]  # {cache[key][:20]!r}")
