@@ -73,7 +73,7 @@ class PickleFormat:
 
 
 class _PlainKeys:
-    """Keys as JSON: None, bool, int, float, str as they are; bytes, tuples and frozensets wrapped to tell them apart."""
+    """Keys as JSON: None, bool, int, float, str as they are; bytes, tuples and frozensets wrapped to tell which."""
 
     def dumps_key(self, key: Any) -> Buffer:
         from json import dumps

@@ -320,6 +320,6 @@ def _no_encoding(kind: type) -> str:
     )
     return (
         f"is of type {kind.__module__}.{kind.__qualname__}, which has no encoding. Three ways out: give the type a "
-        f"method update_persistent_hash(self, key_hash, key_builder); {content}; or put something else into the key (numbers, "
-        "strings, tuples, frozen dataclasses)"
+        f"method update_persistent_hash(self, key_hash, key_builder); {content}; or put something else into the key "
+        "(numbers, strings, tuples, frozen dataclasses)"
     )

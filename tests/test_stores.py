@@ -1,0 +1,40 @@
+"""Every store keeps the rules that `persistent_dict.testing` states."""
+
+from __future__ import annotations
+
+import pytest
+
+from persistent_dict.stores.disk import DiskStore
+from persistent_dict.stores.memory import MemoryStore
+from persistent_dict.testing import MutableStoreContract
+
+
+class TestMemoryStore(MutableStoreContract):
+    def make_store(self) -> MemoryStore:
+        return MemoryStore()
+
+
+class TestDiskStore(MutableStoreContract):
+    @pytest.fixture(autouse=True)
+    def _place(self, tmp_path):
+        self.path, self.made = str(tmp_path), 0
+
+    def make_store(self) -> DiskStore:
+        self.made += 1
+        return DiskStore(f"{self.path}/{self.made}", "pickle", "test")
+
+
+class TestMappedDiskStore(TestDiskStore):
+    def make_store(self) -> DiskStore:
+        return DiskStore(f"{self.path}/mapped", "pickle", "test", mmap=True)
+
+
+@pytest.mark.parametrize("durability", ["writeout", "consistent", "durable"])
+class TestDurableDiskStore(TestDiskStore):
+    @pytest.fixture(autouse=True)
+    def _durability(self, durability):
+        self.durability = durability
+
+    def make_store(self) -> DiskStore:
+        self.made += 1
+        return DiskStore(f"{self.path}/{self.made}", "pickle", "test", durability=self.durability)
