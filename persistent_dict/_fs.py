@@ -179,10 +179,6 @@ def is_directory(path: str) -> bool:
         return False
 
 
-def is_regular(status: os.stat_result) -> bool:
-    return stat.S_ISREG(status.st_mode)
-
-
 def list_directory(path: str) -> list[str]:
     """Return the names in a directory, sorted; none where there is no directory."""
     try:

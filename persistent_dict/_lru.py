@@ -13,8 +13,7 @@ if TYPE_CHECKING:
 class Lru:
     """Up to `size` items, the least recently used going first; 0 keeps none, None sets no limit.
 
-    Safe for threads without a lock: every step is one operation on an `OrderedDict`, and an item that another thread
-    evicts between two steps is a miss.
+    Safe for threads without a lock: every step is one operation on an `OrderedDict`.
     """
 
     __slots__ = ("_items", "_size")
@@ -26,22 +25,29 @@ class Lru:
     def __len__(self) -> int:
         return len(self._items)
 
-    def __getitem__(self, slot: Hashable) -> Any:
-        found = self._items[slot]
-        self._items.move_to_end(slot)
+    def get(self, slot: Hashable) -> Any:
+        """Return the item in a slot, None where there is none."""
+        found = self._items.get(slot)
+        if found is not None:
+            try:
+                self._items.move_to_end(slot)
+            except KeyError:  # another thread has evicted it just now
+                return None
         return found
 
-    def __setitem__(self, slot: Hashable, found: Any) -> None:
+    def put(self, slot: Hashable, item: Any) -> None:
+        """Fill a slot with an item, which is not None."""
         if self._size == 0:
             return
-        self._items[slot] = found
+        self._items[slot] = item
         while self._size is not None and len(self._items) > self._size:
             try:
                 self._items.popitem(last=False)
             except KeyError:  # another thread has emptied it
                 return
 
-    def pop(self, slot: Hashable) -> None:
+    def drop(self, slot: Hashable) -> None:
+        """Empty a slot."""
         self._items.pop(slot, None)
 
     def clear(self) -> None:

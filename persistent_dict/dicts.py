@@ -232,20 +232,23 @@ class _Dictionary(Mapping["K", "V"]):
         return value, stored_key
 
     def _decode(self, part: Part, digest: Digest) -> Any:
-        return self._unloadable_if_fails(lambda: self._format.loads(part.stream, part.buffers), digest)
+        try:
+            return self._format.loads(part.stream, part.buffers)
+        except Exception as error:
+            raise self._unloadable(digest, error) from error
 
     def _decode_key(self, part: Part, digest: Digest) -> Any:
-        return self._unloadable_if_fails(lambda: self._format.loads_key(part.stream), digest)
-
-    def _unloadable_if_fails(self, loads: Callable[[], T], digest: Digest) -> T:
         try:
-            return loads()
-        except MemoryError:
-            raise
+            return self._format.loads_key(part.stream)
         except Exception as error:
-            place = self._store.place(digest)
-            reason = f"its bytes are intact, but decoding them fails with {type(error).__name__}: {error}"
-            raise UnloadableEntryError(place, reason, place, self.filename) from error
+            raise self._unloadable(digest, error) from error
+
+    def _unloadable(self, digest: Digest, error: Exception) -> Exception:
+        if isinstance(error, MemoryError):
+            return error
+        place = self._store.place(digest)
+        reason = f"its bytes are intact, but decoding them fails with {type(error).__name__}: {error}"
+        return UnloadableEntryError(place, reason, place, self.filename)
 
     # Equal digests, unequal keys
 
@@ -467,30 +470,20 @@ class WriteOncePersistentDict(_Dictionary["K", "V"]):
     _store: Store
 
     def fetch(self, key: K) -> Any:
-        if type(key) in self._plain_types:  # the key itself serves as its name in memory: no digest is needed
-            try:
-                value, _ = self._memory[key]
-            except KeyError:
-                digest, proven = self._digest(key)
-                slot: object = key
-            else:
-                self._memory_hits += 1
-                return value
+        if type(key) in self._plain_types:  # such a key is its own slot: no digest is needed
+            slot, digest, proven = key, "", True
         else:
             digest, proven = self._digest(key)
             slot = (digest,)  # no key of a plain type equals a tuple
-            try:
-                value, stored_key = self._memory[slot]
-            except KeyError:
-                pass
-            else:
-                if not proven and not self._are_equal(stored_key, key):
-                    self._collide(key)
-                self._memory_hits += 1
-                return value
-        value, stored_key = self._load(key, digest, proven)
-        self._memory[slot] = (value, stored_key)
-        return value
+        found = self._memory.get(slot)
+        if found is None:
+            found = self._load(key, *((digest, proven) if digest else self._digest(key)))
+            self._memory.put(slot, found)
+        elif proven or self._are_equal(found[1], key):
+            self._memory_hits += 1
+        else:
+            self._collide(key)
+        return found[0]
 
     fetch.__doc__ = _Dictionary.fetch.__doc__
 
@@ -534,20 +527,15 @@ class PersistentDict(_Dictionary["K", "V"], MutableMapping["K", "V"]):
             info = self._store.stat(
                 digest
             )  # before reading: a later value may then bear an older stamp, never vice versa
-            try:
-                value, stored_key, stamp = self._memory[digest]
-            except KeyError:
-                pass
-            else:
-                if info is not None and info.stamp == stamp:
-                    if not proven and not self._are_equal(stored_key, key):
-                        self._collide(key)
-                    self._memory_hits += 1
-                    return value
-                self._memory.pop(digest)
+            found = self._memory.get(digest)
+            if found is not None and info is not None and found[2] == info.stamp:
+                if not proven and not self._are_equal(found[1], key):
+                    self._collide(key)
+                self._memory_hits += 1
+                return found[0]
         value, stored_key = self._load(key, digest, proven)
         if info is not None and info.settled:
-            self._memory[digest] = (value, stored_key, info.stamp)
+            self._memory.put(digest, (value, stored_key, info.stamp))
         return value
 
     fetch.__doc__ = _Dictionary.fetch.__doc__
@@ -564,7 +552,7 @@ class PersistentDict(_Dictionary["K", "V"], MutableMapping["K", "V"]):
         entry = self._encode(key, value)
         same_key = None if proven else (lambda part: self._is_same_key(part, key))
         self._write(lambda: self._store.set(digest, entry, same_key))
-        self._memory.pop(digest)
+        self._memory.drop(digest)
 
     def remove(self, key: K) -> None:
         """Remove the entry of `key`, damaged or not.
@@ -575,7 +563,7 @@ class PersistentDict(_Dictionary["K", "V"], MutableMapping["K", "V"]):
             A `KeyError`: there is none.
         """
         digest, proven = self._digest(key)
-        self._memory.pop(digest)
+        self._memory.drop(digest)
         if _fs.disabled():
             raise NoSuchEntryError(key)
         if not proven:

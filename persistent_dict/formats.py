@@ -42,9 +42,12 @@ class PickleFormat:
     name = "pickle"
     portable = False
 
-    def dumps(self, value: Any) -> tuple[Buffer, Sequence[Buffer]]:
-        from pickle import dumps
+    def __init__(self) -> None:
+        import pickle  # here, since neither the package's import nor the other formats need it
 
+        self._dumps, self._loads = pickle.dumps, pickle.loads
+
+    def dumps(self, value: Any) -> tuple[Buffer, Sequence[Buffer]]:
         buffers: list[Buffer] = []
 
         def keep_in_band(buffer: Any) -> bool:
@@ -54,22 +57,16 @@ class PickleFormat:
             buffers.append(raw)
             return False
 
-        return dumps(value, 5, buffer_callback=keep_in_band), buffers
+        return self._dumps(value, 5, buffer_callback=keep_in_band), buffers
 
     def loads(self, stream: Buffer, buffers: Sequence[Buffer]) -> Any:
-        from pickle import loads
-
-        return loads(stream, buffers=buffers) if buffers else loads(stream)
+        return self._loads(stream, buffers=buffers)
 
     def dumps_key(self, key: Any) -> Buffer:
-        from pickle import dumps
-
-        return dumps(key, 5)
+        return self._dumps(key, 5)
 
     def loads_key(self, stream: Buffer) -> Any:
-        from pickle import loads
-
-        return loads(stream)
+        return self._loads(stream)
 
 
 class _PlainKeys:
@@ -167,6 +164,7 @@ class ModuleFormat(PickleFormat):
     """Values by the `dumps` and `loads` of a module or object; keys by pickle."""
 
     def __init__(self, codec: Any) -> None:
+        super().__init__()
         missing = [name for name in ("dumps", "loads") if not callable(getattr(codec, name, None))]
         if missing:
             raise TypeError(

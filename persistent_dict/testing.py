@@ -31,7 +31,9 @@ def make_digest(text: str) -> Digest:
     return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
 
-def make_entry(value: bytes = b"value", *buffers: bytes | bytearray, key: bytes = b"key", seconds: float = 0.0) -> Entry:
+def make_entry(
+    value: bytes = b"value", *buffers: bytes | bytearray, key: bytes = b"key", seconds: float = 0.0
+) -> Entry:
     """Return an entry for a test."""
     return Entry.new(key, value, buffers, seconds)
 
@@ -100,7 +102,7 @@ class StoreContract:
     def test_large_values_and_buffers_come_back(self) -> None:
         store = self.make_store()
         large = os.urandom(_LARGE)
-        buffers = [bytearray(large), b"", b"x", os.urandom(64), large[:-1]]
+        buffers: list[bytes | bytearray] = [bytearray(large), b"", b"x", os.urandom(64), large[:-1]]
         store.add(make_digest("stream"), make_entry(large))
         store.add(make_digest("buffers"), make_entry(b"s", *buffers))
         assert contents(store.get_value(make_digest("stream"))) == (large, [])
@@ -151,7 +153,8 @@ class StoreContract:
     def test_of_many_threads_that_add_one_wins(self) -> None:
         store = self.make_store()
         for round_ in range(20):
-            digest, won = make_digest(str(round_)), []
+            digest = make_digest(str(round_))
+            won: list[int] = []
 
             def add(number: int, digest: Digest = digest, won: list[int] = won) -> None:
                 if store.add(digest, make_entry(b"%d" % number)):

@@ -162,19 +162,15 @@ def read_part(footer: Footer, read_at: Callable[[int, int], Buffer]) -> Part:
     return Part(stream, buffers, footer.nonce, footer.stored_at, footer.seconds)
 
 
-def _crc(*chunks: Buffer) -> bytes:
-    crc = 0
-    for chunk in chunks:
-        crc = crc32(chunk, crc)
-    return crc.to_bytes(16, "little")
+def _crc(first: Buffer, second: Buffer = b"") -> bytes:
+    return crc32(second, crc32(first)).to_bytes(16, "little")
 
 
-def _sha256(*chunks: Buffer) -> bytes:
+def _sha256(first: Buffer, second: Buffer = b"") -> bytes:
     from hashlib import sha256
 
-    hash_ = sha256()
-    for chunk in chunks:
-        hash_.update(chunk)
+    hash_ = sha256(first)
+    hash_.update(second)
     return hash_.digest()[:16]
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import time
+from stat import S_ISREG
 
 from persistent_dict import _fs
 from persistent_dict.errors import InvalidEntryError, InvalidKeyFileError, InvalidValueFileError
@@ -116,13 +117,12 @@ class LooseStore(MutableStore):
         return self._look(digest, read)
 
     def _get_part(self, digest: Digest, kind: int) -> Part | None:
-        name = _FILES[kind]
         try:
-            return self._read(f"{self._entries}/{digest[:2]}/{digest[2:]}/{name}", digest, kind)
+            return self._read(f"{self._entries}/{digest[:2]}/{digest[2:]}/{_FILES[kind]}", digest, kind)
         except FileNotFoundError:
             return None
         except InvalidEntryError:
-            return self._look(digest, lambda directory: self._read(name, digest, kind, directory))
+            return self._look(digest, lambda directory: self._read(_FILES[kind], digest, kind, directory))
 
     def _read(self, path: str, digest: Digest, kind: int, directory: int | None = None) -> Part:
         """Return the part in a file. `path` is relative to the descriptor `directory`, where that is given."""
@@ -134,7 +134,7 @@ class LooseStore(MutableStore):
             raise
         try:
             status = os.fstat(fd)
-            if not _fs.is_regular(status):
+            if not S_ISREG(status.st_mode):
                 raise self._invalid(digest, kind, "it is no regular file")
             if self._owners is not None and status.st_uid not in self._owners:
                 raise self._invalid(digest, kind, f"it belongs to the user {status.st_uid}, not to you")

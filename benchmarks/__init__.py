@@ -1,0 +1,1 @@
+"""Benchmarks: questions about speed, answered side by side."""
