@@ -64,7 +64,8 @@ def write_file(path: str, chunks: list[Buffer], mode: int, durability: str) -> N
         if mode & 0o077:  # the umask has taken what the group was to have
             os.fchmod(fd, mode & 0o666)
         if durability == "writeout":
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)  # starts writing, does not wait
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)  # starts writing, does not wait
         elif durability != "none":
             os.fsync(fd)
     except BaseException:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from marshal import dumps
 from struct import Struct
 
-from persistent_dict.errors import NanKeyWarning, UnkeyableError, shown
+from persistent_dict.errors import NanKeyWarning, UnkeyableError, shown, warn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -98,11 +97,10 @@ class Encodings:
             key_hash.update(_float(b"g", _NAN))
 
     def _warn_of_nan(self, key_hash: Any) -> None:
-        warnings.warn(
+        warn(
             "a NaN in a key: it equals nothing, not even itself, so an entry stored under this key cannot be fetched "
             "again, unless the dictionary has a ContentKeyBuilder, which goes by content",
             NanKeyWarning,
-            stacklevel=2,
         )
         if not self.by_content:
             _set(key_hash, proven=False)

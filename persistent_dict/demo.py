@@ -30,17 +30,22 @@ def run(directory: str | None, jobs: int, keep: bool) -> int:
     """Compile the standard library twice over one dictionary, and print what happened. Return the exit code."""
     jobs = jobs or max(2, os.cpu_count() or 2)
     with ExitStack() as stack:
-        if directory is None and not keep:
-            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="persistent_dict-demo-"))
-        place = directory or tempfile.mkdtemp(prefix="persistent_dict-demo-")
+        if directory is not None:
+            place, fate = directory, ""
+        elif keep:
+            place = tempfile.mkdtemp(prefix="persistent_dict-demo-")
+            fate = f"remove it with:  rm -rf {place}"
+        else:
+            place = stack.enter_context(tempfile.TemporaryDirectory(prefix="persistent_dict-demo-"))
+            fate = "it is removed now; --keep or --dir DIR keeps it"
         modules = sorted(_modules())
         print(f"{len(modules)} modules of the standard library of Python {sys.version.split()[0]}, {jobs} processes")
         first, second = (_one_run(name, modules, jobs, place) for name in ("first run ", "second run"))
         same = first == second
         print(f"results byte-identical in both runs: {'yes' if same else 'NO'}  (checksum {first[:16]})")
         _show(open_cache(place), modules[0])
-        if directory is None:
-            print(f"remove it with:  rm -rf {place}")
+        if fate:
+            print(fate)
     return 0 if same else 1
 
 

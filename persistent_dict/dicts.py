@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections import namedtuple
 from collections.abc import Mapping, MutableMapping
 from errno import EACCES, ENOTDIR, EPERM, EROFS
@@ -21,6 +20,7 @@ from persistent_dict.errors import (
     ReadOnlyEntryError,
     UnloadableEntryError,
     shown,
+    warn,
 )
 from persistent_dict.formats import find_format
 from persistent_dict.key_builder import KeyBuilder
@@ -148,7 +148,7 @@ class _Dictionary(Mapping["K", "V"]):
             return self._store.stat(digest) is not None
         try:
             stored = self._store.get_key(digest)
-            return stored is not None and self._is_same_key(stored, key)
+            return stored is not None and self._is_same_key(stored, digest, key)
         except InvalidEntryError:
             return True
 
@@ -258,8 +258,8 @@ class _Dictionary(Mapping["K", "V"]):
             self._collide(key)
         return stored
 
-    def _is_same_key(self, part: Part, key: Any) -> bool:
-        return self._are_equal(self._format.loads_key(part.stream), key)
+    def _is_same_key(self, part: Part, digest: Digest, key: Any) -> bool:
+        return self._are_equal(self._decode_key(part, digest), key)
 
     def _are_equal(self, stored: Any, key: Any) -> bool:
         try:
@@ -268,11 +268,10 @@ class _Dictionary(Mapping["K", "V"]):
             return bytes(self._format.dumps_key(stored)) == bytes(self._format.dumps_key(key))
 
     def _collide(self, key: Any) -> NoReturn:
-        warnings.warn(
+        warn(
             f"{self.identifier}: the key {shown(key)} has the digest of another key that is stored in {self.filename}. "
             "Most likely the key builder, or an update_persistent_hash, leaves out something that equality looks at.",
             CollisionWarning,
-            stacklevel=4,
         )
         raise NoSuchEntryCollisionError(key)
 
@@ -308,7 +307,7 @@ class _Dictionary(Mapping["K", "V"]):
         digest, _ = self._digest(key)
         if _fs.disabled():
             return None
-        if self._store.stat(digest) is not None and not self._must_be_durable:  # the stage is saved
+        if not self._must_be_durable and self._store.stat(digest) is not None:
             return False
         return self._add(digest, self._encode(key, value))
 
@@ -330,12 +329,11 @@ class _Dictionary(Mapping["K", "V"]):
                 raise
             if not self._has_warned:
                 self._has_warned = True
-                warnings.warn(
+                warn(
                     f"{self.identifier}: nothing is stored, since {self.filename} cannot be written to: {error}. "
                     "What is there is still read. Pass another container_dir or set PERSISTENT_DICT_DIR, or set "
                     "PERSISTENT_DICT_DISABLE=1 to do without the cache.",
                     CacheWriteWarning,
-                    stacklevel=4,
                 )
             return None
         self._stores += done is not False
@@ -361,9 +359,7 @@ class _Dictionary(Mapping["K", "V"]):
             raise error from error.__cause__
         aside = self._store.quarantine(digest, unloadable=isinstance(error, UnloadableEntryError))
         if aside:
-            warnings.warn(
-                f"{error}\n  It was moved to {aside}, and counts as missing.", CorruptEntryWarning, stacklevel=4
-            )
+            warn(f"{error}\n  It was moved to {aside}, and counts as missing.", CorruptEntryWarning)
 
     # The object itself
 
@@ -471,7 +467,8 @@ class WriteOncePersistentDict(_Dictionary["K", "V"]):
 
     def fetch(self, key: K) -> Any:
         if type(key) in self._plain_types:  # such a key is its own slot: no digest is needed
-            slot, digest, proven = key, "", True
+            slot: Any = key
+            digest, proven = "", True
         else:
             digest, proven = self._digest(key)
             slot = (digest,)  # no key of a plain type equals a tuple
@@ -550,7 +547,7 @@ class PersistentDict(_Dictionary["K", "V"], MutableMapping["K", "V"]):
         """
         digest, proven = self._digest(key)
         entry = self._encode(key, value)
-        same_key = None if proven else (lambda part: self._is_same_key(part, key))
+        same_key = None if proven else (lambda part: self._is_same_key(part, digest, key))
         self._write(lambda: self._store.set(digest, entry, same_key))
         self._memory.drop(digest)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 
 
 def shell_quoted(path: str) -> str:
@@ -23,6 +24,14 @@ def shown(key: object, limit: int = 200) -> str:
     except Exception:  # a user's __repr__ may raise anything, and must not replace the error that is being told
         text = f"<{type(key).__name__} object>"
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def warn(text: str, category: type[Warning]) -> None:
+    """Warn at the line outside this package that is at the bottom of it."""
+    level, frame = 1, sys._getframe()
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("persistent_dict."):
+        level, frame = level + 1, frame.f_back  # type: ignore[assignment]  # None ends the loop
+    warnings.warn(text, category, stacklevel=level)
 
 
 class PersistentDictError(Exception):

@@ -209,8 +209,11 @@ class LooseStore(MutableStore):
 
     def add(self, digest: Digest, entry: Entry) -> bool:
         final, stage, published = self.place(digest), self._new_stage(), False
+        if self._durability == "durable" and self.stat(digest) is not None:
+            self._make_durable(final, published)
+            return False
         try:
-            os.mkdir(stage, self._mode)
+            _fs.make_directory(stage, self._mode)
             self._write(f"{stage}/value", entry.value, digest, VALUE)
             self._write(f"{stage}/key", entry.key, digest, KEY)
             if self._durability in ("consistent", "durable"):
@@ -239,8 +242,16 @@ class LooseStore(MutableStore):
                 raise self._foreign(digest) from None
             if self.stat(digest) is not None:
                 return False
-            self._move_away(final)  # a directory without a value: somebody's clumsy deletion
+            self._remove_wreck(final)
         return False
+
+    def _remove_wreck(self, final: str) -> None:
+        """Remove a directory without a value, such as somebody's clumsy deletion leaves."""
+        trash = self._new_stage()
+        if not _fs.rename_if_there(final, trash):
+            return
+        if "value" not in _fs.list_directory(trash) or not _fs.publish_directory(trash, final):
+            _fs.remove_tree(trash)
 
     def _make_durable(self, final: str, published: bool) -> None:
         """Sync what the staging has not: the name, and the winner's files where the race was lost."""
