@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import lru_cache, partial
 from marshal import dumps
 from struct import Struct
 
@@ -48,6 +49,18 @@ def _type_name(kind: type) -> bytes:
     return _named(kind.__module__, kind.__qualname__)
 
 
+@lru_cache(1024)
+def _record_head(kind: Any, names: tuple[str, ...]) -> bytes:
+    return _type_name(kind) + _named(*names)
+
+
+@lru_cache(1024)
+def _dataclass_fields(kind: Any) -> tuple[str, ...]:
+    from dataclasses import fields
+
+    return tuple(field.name for field in fields(kind))
+
+
 class _Unset:
     """Stands for an attribute that a dataclass's or attrs object's field has not been given."""
 
@@ -66,8 +79,12 @@ class Encodings:
 
     by_content = False  # mutable things are keyed, too, so no digest is remembered
 
+    flat_types = ATOMS  # tuples of nothing but these are encoded at once
+
     if TYPE_CHECKING:
 
+        @staticmethod
+        def new_hash(data: bytes = b"") -> Any: ...
         def rec(self, key_hash: Any, key: Any) -> Any: ...
         def rec_items(self, key_hash: Any, parts: Iterable[object], step: Callable[[int], str]) -> None: ...
         def inner_digest(self, key_hash: Any, write: Callable[[Any], object]) -> bytes: ...
@@ -112,7 +129,7 @@ class Encodings:
         self.rec_items(key_hash, key, "[{}]".format)
 
     def update_for_frozenset(self, key_hash: Any, key: Any) -> None:
-        self._update_unordered(key_hash, b"\x80f", ((part,) for part in key), lambda _: "{…}")
+        self._update_unordered(key_hash, b"\x80f", zip(key), lambda _: "{…}")
 
     update_for_FrozenOrderedSet = update_for_frozenset
 
@@ -136,10 +153,12 @@ class Encodings:
         """Write groups of parts, whose order does not count, as the sorted digests of the groups."""
         digests: list[bytes] = []
         for group in groups:
-            i = len(digests)
-            digests.append(
-                self.inner_digest(key_hash, lambda inner: self.rec_items(inner, group, lambda _: step(i)))  # noqa: B023
-            )
+            flat = [flat_encoding(part, self.flat_types) for part in group]
+            if all(flat):
+                digests.append(self.new_hash(b"".join(flat)).digest())
+            else:
+                write = partial(self.rec_items, parts=group, step=lambda _: step(len(digests)))
+                digests.append(self.inner_digest(key_hash, write))
         digests.sort()
         key_hash.update(code + _count(len(digests)) + b"".join(digests))
 
@@ -196,9 +215,7 @@ class Encodings:
     def update_for_dataclass(self, key_hash: Any, key: Any) -> None:
         if not type(key).__dataclass_params__.frozen:
             _set(key_hash, stable=False)
-        from dataclasses import fields
-
-        self._update_fields(key_hash, b"\x80D", key, tuple(field.name for field in fields(key)))
+        self._update_fields(key_hash, b"\x80D", key, _dataclass_fields(type(key)))
 
     def update_for_attrs(self, key_hash: Any, key: Any) -> None:
         _set(key_hash, stable=False)
@@ -207,9 +224,15 @@ class Encodings:
     def update_for_namedtuple(self, key_hash: Any, key: Any) -> None:
         self._update_fields(key_hash, b"\x80N", key, key._fields)
 
-    def _update_fields(self, key_hash: Any, code: bytes, key: object, names: tuple[str, ...]) -> None:
-        key_hash.update(code + _type_name(type(key)) + _named(*names))
-        self.rec_items(key_hash, (getattr(key, name, _UNSET) for name in names), lambda i: f".{names[i]}")
+    def _update_fields(self, key_hash: Any, code: bytes, key: Any, names: tuple[str, ...]) -> None:
+        key_hash.update(code + _record_head(type(key), names))
+        values = tuple([getattr(key, name, _UNSET) for name in names])
+        flat = flat_encoding(values, self.flat_types)
+        if flat:
+            key_hash.update(flat)
+        else:
+            key_hash.update(_tuple_head(b"(", len(values)))
+            self.rec_items(key_hash, values, lambda i: f".{names[i]}")
 
     # Values of the standard library, by all that they print: two that are equal but print differently differ
 
@@ -293,7 +316,7 @@ class ContentEncodings(Encodings):
         self.update_for_list(key_hash, key)
 
     def update_for_set(self, key_hash: Any, key: set[Any]) -> None:
-        self._update_unordered(key_hash, b"\x80s", ((part,) for part in key), lambda _: "{…}")
+        self._update_unordered(key_hash, b"\x80s", zip(key), lambda _: "{…}")
 
     def update_for_dict(self, key_hash: Any, key: Mapping[Any, Any]) -> None:
         self._update_mapping(key_hash, b"\x80k", key)

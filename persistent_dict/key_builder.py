@@ -91,7 +91,6 @@ class KeyBuilder(Encodings):
     # Equal keys of these exact types are the same key: a dictionary may look them up in memory without a digest.
     plain_types: frozenset[type] = frozenset({str, bytes, int})
 
-    _flat_types = ATOMS  # tuples of nothing but these take the fast path
     _hooks: frozenset[str] = frozenset()  # the update_for_... that a user's subclass defines
     _updaters: dict[type, Updater] = {}
     _remembered: dict[int, tuple[weakref.ref[Any], bytes, bool]] = {}  # by id; the reference drops the item
@@ -111,7 +110,7 @@ class KeyBuilder(Encodings):
         )
         hooked = cls._hooks & {f"update_for_{kind.__name__}" for kind in (*ATOMS, tuple)}
         if hooked or not cls.makes_digests or cls.rec is not KeyBuilder.rec:
-            cls.plain_types = cls._flat_types = frozenset()
+            cls.plain_types = cls.flat_types = frozenset()
 
     @staticmethod
     def new_hash(data: bytes = b"") -> Hash:
@@ -130,7 +129,7 @@ class KeyBuilder(Encodings):
 
     def digest(self, key: object) -> tuple[str, bool]:
         """Return the digest of `key`, and whether an equal digest proves an equal key."""
-        data = flat_encoding(key, self._flat_types)
+        data = flat_encoding(key, self.flat_types)
         if data:
             return blake2b(data, digest_size=_DIGEST_SIZE).hexdigest(), True
         key_hash = _Pass(self.new_hash(), 0)
@@ -142,7 +141,7 @@ class KeyBuilder(Encodings):
 
     def rec(self, key_hash: H, key: object) -> H:
         """Write the encoding of `key` into `key_hash`, a hash object, and return that."""
-        data = flat_encoding(key, self._flat_types)
+        data = flat_encoding(key, self.flat_types)
         if data:
             key_hash.update(data)  # type: ignore[attr-defined]  # H is any hash object, also one of a hook's making
             return key_hash
