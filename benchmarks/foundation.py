@@ -100,7 +100,7 @@ class Joblib:
         self.hit(key)
 
 
-def _value_of(key: object) -> str:
+def _value_of(key: object) -> str:  # noqa: ARG001  # joblib keys by it
     return VALUE
 
 

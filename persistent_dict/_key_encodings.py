@@ -213,9 +213,10 @@ class Encodings:
     # Records
 
     def update_for_dataclass(self, key_hash: Any, key: Any) -> None:
-        if not type(key).__dataclass_params__.frozen:
+        kind: Any = type(key)
+        if not kind.__dataclass_params__.frozen:
             _set(key_hash, stable=False)
-        self._update_fields(key_hash, b"\x80D", key, _dataclass_fields(type(key)))
+        self._update_fields(key_hash, b"\x80D", key, _dataclass_fields(kind))
 
     def update_for_attrs(self, key_hash: Any, key: Any) -> None:
         _set(key_hash, stable=False)
@@ -225,7 +226,8 @@ class Encodings:
         self._update_fields(key_hash, b"\x80N", key, key._fields)
 
     def _update_fields(self, key_hash: Any, code: bytes, key: Any, names: tuple[str, ...]) -> None:
-        key_hash.update(code + _record_head(type(key), names))
+        kind: Any = type(key)
+        key_hash.update(code + _record_head(kind, names))
         values = tuple([getattr(key, name, _UNSET) for name in names])
         flat = flat_encoding(values, self.flat_types)
         if flat:
