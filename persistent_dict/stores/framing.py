@@ -125,13 +125,28 @@ def unframe(blob: bytes, digest: Digest, kind: int) -> Part:
     Damage
         The bytes are not what was written, or not for this place.
     """
-    footer = Footer(blob, len(blob), digest, kind)
-    if footer.buffer_count:
-        return read_part(footer, lambda begin, size: bytearray(blob[begin : begin + size]))
-    stream = blob[: footer.payload_size]
-    if footer.checksum != _CHECKSUMS[footer.algorithm](stream):
-        raise Damage("its checksum does not hold")
-    return Part(stream, (), footer.nonce, footer.stored_at, footer.seconds)
+    at = len(blob) - FOOTER_SIZE
+    if at >= 0:  # the hot path: a stream without buffers, and every check in one expression
+        (
+            payload_size, stream_size, stored_at, seconds, nonce, footer_digest, checksum,
+            algorithm, footer_kind, version, flags, buffer_count, crc, magic,
+        ) = _FOOTER.unpack_from(blob, at)  # fmt: skip
+        stream = blob[:at]
+        if (
+            magic == _MAGIC
+            and crc == crc32(blob[at : at + _CRC_AT])
+            and payload_size == stream_size == at
+            and footer_digest.hex() == digest
+            and footer_kind == kind
+            and version == _VERSION
+            and algorithm == 1
+            and not flags
+            and not buffer_count
+            and checksum == crc32(stream).to_bytes(16, "little")
+        ):
+            return Part(stream, (), nonce, stored_at, seconds)
+    footer = Footer(blob, len(blob), digest, kind)  # says what is wrong
+    return read_part(footer, lambda begin, size: (bytearray if begin else bytes)(blob[begin : begin + size]))
 
 
 def read_part(footer: Footer, read_at: Callable[[int, int], Buffer]) -> Part:
