@@ -3,7 +3,7 @@
     python -m benchmarks.foundation [--quick] [--dir DIR ...]
 
 Every question is asked of every library in turn, round after round, so that a noisy machine is noisy for all; the table
-gives the median of the rounds and their quartiles. Values are 900-byte strings under 300 keys; each library gets its
+gives the median of the rounds and their quartiles. Values are 900-byte strings under 1,000 keys; each library gets its
 fairest settings (said at its class) and a new directory, and all directories are removed at the end only.
 """
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     Library = Any
 
-KEYS = 300
+KEYS = 1000
 VALUE = "v" * 900
 KEY_KINDS = {
     "str": [f"kernel number {i}" for i in range(KEYS)],

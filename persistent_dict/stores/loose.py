@@ -244,8 +244,7 @@ class LooseStore(MutableStore):
                 if _fs.publish_directory(stage, final):
                     return True
             except FileNotFoundError:  # no shard yet, or `clear` has just moved it away
-                _fs.make_directory(self._entries, self._mode)
-                _fs.make_directory(os.path.dirname(final), self._mode)
+                self._make_shard(os.path.dirname(final))
                 continue
             except NotADirectoryError:
                 raise self._foreign(digest) from None
@@ -253,6 +252,13 @@ class LooseStore(MutableStore):
                 return False
             self._remove_wreck(final)
         return False
+
+    def _make_shard(self, shard: str) -> None:
+        try:
+            _fs.make_directory(shard, self._mode)
+        except FileNotFoundError:
+            _fs.make_directory(self._entries, self._mode)
+            _fs.make_directory(shard, self._mode)
 
     def _remove_wreck(self, final: str) -> None:
         """Remove a directory without a value, such as somebody's clumsy deletion leaves."""
