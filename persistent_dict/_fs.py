@@ -182,6 +182,14 @@ def is_directory(path: str) -> bool:
         return False
 
 
+def size_of(path: str) -> int:
+    """Return a file's size in bytes, 0 where there is none."""
+    try:
+        return os.lstat(path).st_size
+    except FileNotFoundError:
+        return 0
+
+
 def list_directory(path: str) -> list[str]:
     """Return the names in a directory, sorted; none where there is no directory."""
     try:

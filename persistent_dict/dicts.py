@@ -353,10 +353,11 @@ class _Dictionary(Mapping["K", "V"]):
 
     def _handle_invalid(self, error: InvalidEntryError, digest: Digest, *keys: K) -> None:
         """Raise the error, naming the key if there is one; or set the entry aside and warn."""
+        cause = error.__cause__
         if keys:
             error = error.for_key(keys[0])
         if self._on_invalid == "raise":
-            raise error from error.__cause__
+            raise error from cause
         aside = self._store.quarantine(digest, unloadable=isinstance(error, UnloadableEntryError))
         if aside:
             warn(f"{error}\n  It was moved to {aside}, and counts as missing.", CorruptEntryWarning)

@@ -44,11 +44,13 @@ def repair(container: str, *, trusted: bool = False, progress: Callable[[int], o
     report = RepairReport()
     for digest in store.digests():
         try:
-            store.get(digest)
+            entry = store.get(digest)
+            problem = None if entry else InvalidEntryError(store.place(digest), "its directory has no value file")
         except InvalidEntryError as error:
-            aside = store.quarantine(digest)
-            if aside:
-                report.set_aside.append((error, aside))
+            problem = error
+        aside = store.quarantine(digest) if problem else ""
+        if problem and aside:  # else it was removed or healed meanwhile
+            report.set_aside.append((problem, aside))
         report.checked += 1
         if progress is not None:
             progress(report.checked)

@@ -111,7 +111,7 @@ keys = st.recursive(
 
 
 def identity(key: object) -> object:
-    """Return a text that is the same for two keys if, and only if, they are alike in type and value all the way down."""
+    """Return what is the same for two keys if, and only if, they are alike in type and value all the way down."""
     if isinstance(key, float):
         return ("float", struct.pack("<d", key))
     if isinstance(key, complex):
@@ -196,8 +196,8 @@ def test_a_numpy_scalar_that_stands_for_a_python_one_keys_like_it():
 
 def test_other_numpy_scalars_are_themselves():
     np = pytest.importorskip("numpy")
-    scalars = [1, 1.0, np.int8(1), np.int32(1), np.uint8(1), np.uint64(1), np.float16(1), np.float32(1), np.longdouble(1),
-               np.longdouble("1.1"), np.longdouble(1.1), np.complex64(1), np.datetime64(1, "s"), np.datetime64(1, "D"),
+    scalars = [1, 1.0, np.int8(1), np.int32(1), np.uint8(1), np.uint64(1), np.float16(1), np.float32(1),
+               np.longdouble(1), np.longdouble("1.1"), np.longdouble(1.1), np.complex64(1), np.datetime64(1, "s"), np.datetime64(1, "D"),
                np.timedelta64(1, "s"), np.float32, np.dtype("f4"), np.dtype("f8"), np.dtype(">f8"), np.dtype("U3"),
                np.array([(1, 2)], "i4,i4")[0], np.array([(1, 2)], "i4,i8")[0]]  # fmt: skip
     assert len({digest(scalar) for scalar in scalars}) == len(scalars)

@@ -137,6 +137,10 @@ class LooseStore(MutableStore):
         """Return the part in a file. `path` is relative to the descriptor `directory`, where that is given."""
         try:
             fd = _fs.open_file(path, directory)
+        except FileNotFoundError:
+            if kind == KEY and directory is not None and "value" in os.listdir(directory):
+                raise self._invalid(digest, kind, "it is missing") from None
+            raise
         except OSError as error:
             if error.errno in _fs.FOREIGN:
                 raise self._invalid(digest, kind, "it is no regular file") from None
@@ -201,7 +205,7 @@ class LooseStore(MutableStore):
         for digest in self.digests():
             info = self.stat(digest)
             if info is not None:
-                info.nbytes += os.lstat(f"{self.place(digest)}/key").st_size
+                info.nbytes += _fs.size_of(f"{self.place(digest)}/key")
                 yield info
 
     def __len__(self) -> int:
