@@ -240,9 +240,16 @@ def test_a_store_of_ones_own(kind):
 
 @BOTH
 @pytest.mark.parametrize(
-    "option", [{"durability": "none"}, {"mmap": True}, {"trusted": True}, {"mode": 0o700}, {"safe_sync": True},
-               {"container_dir": "x"}]
-)  # fmt: skip
+    "option",
+    [
+        {"durability": "none"},
+        {"mmap": True},
+        {"trusted": True},
+        {"mode": 0o700},
+        {"safe_sync": True},
+        {"container_dir": "x"},
+    ],
+)
 def test_options_of_a_container_beside_a_store_are_an_error(kind, option):
     with pytest.raises(TypeError, match="store="):
         kind("d", store=MemoryStore(), **option)
@@ -520,8 +527,12 @@ def test_a_foreign_digest_cannot_leave_the_container(tmp_path):
 # How little it does
 
 
-def system_calls(script: str, directory, follow: str = "openat,open,read,pread64,fstat,newfstatat,stat,lstat,close,"
-                 "mkdir,rename,unlink,write,writev,getdents64") -> list[str]:  # fmt: skip
+def system_calls(
+    script: str,
+    directory,
+    follow: str = "openat,open,read,pread64,fstat,newfstatat,stat,lstat,close,"
+    "mkdir,rename,unlink,write,writev,getdents64",
+) -> list[str]:
     """Return the system calls on `directory` between two marks, without their arguments."""
     strace = shutil.which("strace")
     if strace is None:
@@ -535,8 +546,10 @@ def system_calls(script: str, directory, follow: str = "openat,open,read,pread64
     )
     trace = subprocess.run(
         [strace, "-f", "-o", "/dev/stdout", "-e", f"trace={follow}", sys.executable, "-c", code],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if "ptrace" in trace.stderr.lower():
         pytest.skip(f"strace does not work here: {trace.stderr.strip()}")
     between = trace.stdout.split("/the-mark")[1].splitlines()[1:-1]

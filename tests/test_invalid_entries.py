@@ -420,8 +420,20 @@ def test_the_error_names_key_file_and_reason_and_survives_pickling(tmp_path):
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["rm", "repair"])
-@pytest.mark.parametrize("name", ["plain", "with space", "it's", 'double"quote', "dollar $HOME `id`", "ümläut", "back\\slash",
-                                  "semi;colon & more", "-dash"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "plain",
+        "with space",
+        "it's",
+        'double"quote',
+        "dollar $HOME `id`",
+        "ümläut",
+        "back\\slash",
+        "semi;colon & more",
+        "-dash",
+    ],
+)
 def test_the_commands_of_the_message_mend_it(name, which, tmp_path):
     mark = tmp_path / "mark"
     d, _, value = make(WriteOncePersistentDict, tmp_path / name, Tripwire(mark))

@@ -172,9 +172,15 @@ def test_attrs_objects_are_keyed_by_type_names_and_values():
 
 
 @pytest.mark.parametrize(
-    "name", ["frozendict.frozendict", "immutabledict.immutabledict", "constantdict.constantdict", "immutables.Map",
-             "pyrsistent.pmap"]
-)  # fmt: skip
+    "name",
+    [
+        "frozendict.frozendict",
+        "immutabledict.immutabledict",
+        "constantdict.constantdict",
+        "immutables.Map",
+        "pyrsistent.pmap",
+    ],
+)
 def test_frozen_mappings_are_keyed_by_content_in_any_order(name):
     module, _, function = name.partition(".")
     make = getattr(pytest.importorskip(module), function)
@@ -187,8 +193,15 @@ def test_frozen_mappings_are_keyed_by_content_in_any_order(name):
 
 def test_a_numpy_scalar_that_stands_for_a_python_one_keys_like_it():
     np = pytest.importorskip("numpy")
-    twins = [(np.int64(1), 1), (np.float64(1.5), 1.5), (np.complex128(1j), 1j), (np.bool_(True), True),
-             (np.str_("s"), "s"), (np.bytes_(b"s"), b"s"), (np.longlong(3), 3)]  # fmt: skip
+    twins = [
+        (np.int64(1), 1),
+        (np.float64(1.5), 1.5),
+        (np.complex128(1j), 1j),
+        (np.bool_(True), True),
+        (np.str_("s"), "s"),
+        (np.bytes_(b"s"), b"s"),
+        (np.longlong(3), 3),
+    ]
     for scalar, twin in twins:
         assert digest(scalar) == digest(twin)
         assert digest(("a", scalar)) == digest(("a", twin))
@@ -196,18 +209,46 @@ def test_a_numpy_scalar_that_stands_for_a_python_one_keys_like_it():
 
 def test_other_numpy_scalars_are_themselves():
     np = pytest.importorskip("numpy")
-    scalars = [1, 1.0, np.int8(1), np.int32(1), np.uint8(1), np.uint64(1), np.float16(1), np.float32(1),
-               np.longdouble(1), np.longdouble("1.1"), np.longdouble(1.1), np.complex64(1), np.datetime64(1, "s"), np.datetime64(1, "D"),
-               np.timedelta64(1, "s"), np.float32, np.dtype("f4"), np.dtype("f8"), np.dtype(">f8"), np.dtype("U3"),
-               np.array([(1, 2)], "i4,i4")[0], np.array([(1, 2)], "i4,i8")[0]]  # fmt: skip
+    scalars = [
+        1,
+        1.0,
+        np.int8(1),
+        np.int32(1),
+        np.uint8(1),
+        np.uint64(1),
+        np.float16(1),
+        np.float32(1),
+        np.longdouble(1),
+        np.longdouble("1.1"),
+        np.longdouble(1.1),
+        np.complex64(1),
+        np.datetime64(1, "s"),
+        np.datetime64(1, "D"),
+        np.timedelta64(1, "s"),
+        np.float32,
+        np.dtype("f4"),
+        np.dtype("f8"),
+        np.dtype(">f8"),
+        np.dtype("U3"),
+        np.array([(1, 2)], "i4,i4")[0],
+        np.array([(1, 2)], "i4,i8")[0],
+    ]
     assert len({digest(scalar) for scalar in scalars}) == len(scalars)
     assert digest(np.int32(1)) == digest(np.int32(1))
 
 
 def test_dtypes_are_told_apart_by_all_they_have():
     np = pytest.importorskip("numpy")
-    dtypes = ["f8", "f4", "i4,f8", np.dtype("i4,f8", align=True), [("a", "i4"), ("b", "f8")], ("i4", (2, 3)),
-              [("a", "i4", (2,))], {"names": ["a"], "formats": ["i4"], "offsets": [4], "itemsize": 8}]  # fmt: skip
+    dtypes = [
+        "f8",
+        "f4",
+        "i4,f8",
+        np.dtype("i4,f8", align=True),
+        [("a", "i4"), ("b", "f8")],
+        ("i4", (2, 3)),
+        [("a", "i4", (2,))],
+        {"names": ["a"], "formats": ["i4"], "offsets": [4], "itemsize": 8},
+    ]
     assert len({digest(np.dtype(dtype)) for dtype in dtypes}) == len(dtypes)
 
 
@@ -216,10 +257,28 @@ def test_arrays_are_keyed_by_dtype_shape_and_values_whatever_their_layout():
     array = np.arange(12.0).reshape(3, 4)
     alike = [array.copy(), np.asfortranarray(array), np.repeat(array, 2, axis=1)[:, ::2], array[::-1][::-1]]
     assert {by_content(other) for other in alike} == {by_content(array)}
-    different = [array, array.reshape(4, 3), array.ravel(), array.astype("f4"), array.astype(">f8"), array + 1,
-                 array.astype("i8"), array.tolist(), array.tobytes(), array.astype(object), np.array(1.0), np.array(1),
-                 np.array([]), np.array([], "i4"), np.zeros((0, 2)), array.astype("M8[s]"), array.astype("m8[s]"),
-                 array.astype(complex), array.astype(str), array > 3]  # fmt: skip
+    different = [
+        array,
+        array.reshape(4, 3),
+        array.ravel(),
+        array.astype("f4"),
+        array.astype(">f8"),
+        array + 1,
+        array.astype("i8"),
+        array.tolist(),
+        array.tobytes(),
+        array.astype(object),
+        np.array(1.0),
+        np.array(1),
+        np.array([]),
+        np.array([], "i4"),
+        np.zeros((0, 2)),
+        array.astype("M8[s]"),
+        array.astype("m8[s]"),
+        array.astype(complex),
+        array.astype(str),
+        array > 3,
+    ]
     assert len({by_content(other) for other in different}) == len(different)
 
 
@@ -449,8 +508,13 @@ def test_an_override_of_a_built_in_type_is_heeded_everywhere(kind):
         key_hash.update(b"always the same")
 
     builder = type("Overriding", (KeyBuilder,), {f"update_for_{kind}": update})()
-    one, other = {"str": ("a", "b"), "int": (1, 2), "tuple": ((1,), (2,)), "NoneType": (None, None),
-                  "bool": (True, False)}[kind]  # fmt: skip
+    one, other = {
+        "str": ("a", "b"),
+        "int": (1, 2),
+        "tuple": ((1,), (2,)),
+        "NoneType": (None, None),
+        "bool": (True, False),
+    }[kind]
     assert builder(one) == builder(other)
     assert builder((one, 1.5)) == builder((other, 1.5)) or kind == "tuple"
     assert builder.digest(one)[1] is False

@@ -16,9 +16,24 @@ README = ROOT / "README.md"
 
 # Each of these costs a millisecond or more, or is optional.
 HEAVY = {
-    "argparse", "concurrent.futures", "dataclasses", "filelock", "inspect", "json", "logging", "multiprocessing",
-    "numpy", "pathlib", "pickle", "platformdirs", "re", "shutil", "tempfile", "threading", "typing",
-}  # fmt: skip
+    "argparse",
+    "concurrent.futures",
+    "dataclasses",
+    "filelock",
+    "inspect",
+    "json",
+    "logging",
+    "multiprocessing",
+    "numpy",
+    "pathlib",
+    "pickle",
+    "platformdirs",
+    "re",
+    "shutil",
+    "tempfile",
+    "threading",
+    "typing",
+}
 
 
 def test_the_import_loads_nothing_heavy():
