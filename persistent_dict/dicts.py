@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import namedtuple
 from collections.abc import Mapping, MutableMapping
-from errno import EACCES, ENOTDIR, EPERM, EROFS
+from errno import EACCES, ENOENT, ENOTDIR, EPERM, EROFS
 from hashlib import blake2b
 
 from persistent_dict import _fs
@@ -53,7 +53,7 @@ else:
     CacheInfo = namedtuple("CacheInfo", "memory_hits disk_hits misses stores in_memory")
 
 _ATTEMPTS = 100  # at an entry that others keep adding and removing
-_UNWRITABLE = frozenset({EACCES, ENOTDIR, EPERM, EROFS})  # a place that is not ours to write to
+_UNWRITABLE = frozenset({EACCES, ENOENT, ENOTDIR, EPERM, EROFS})  # a place that is missing, or not ours to write to
 _HEX = frozenset("0123456789abcdef")
 
 

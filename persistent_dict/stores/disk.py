@@ -106,10 +106,12 @@ class DiskStore(MutableStore):
             return True
         try:
             names = os.listdir(self.path)
-        except (FileNotFoundError, NotADirectoryError) as error:
-            if isinstance(error, NotADirectoryError):
-                raise ContainerError(self.path, "a file stands where the container belongs") from None
+        except FileNotFoundError:
             return False
+        except NotADirectoryError:
+            if os.path.lexists(self.path):
+                raise ContainerError(self.path, "a file stands where the container belongs") from None
+            return False  # a file stands further up
         if not names:
             return False
         reason, command = ("", "") if self._trusted else _fs.distrust(self.path, self._mode)
