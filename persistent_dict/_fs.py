@@ -25,6 +25,7 @@ READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 _DIRECTORY = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_DIRECTORY
 _IOV_MAX = 512
+_ATTEMPTS = 100
 _DISABLE = os.fsencode("PERSISTENT_DICT_DISABLE")
 
 #: Errors of opening that say "something else than a regular file stands here".
@@ -166,12 +167,17 @@ def remove_tree(path: str) -> None:
     except (IsADirectoryError, PermissionError):  # a directory; macOS says EPERM
         if not is_directory(path):
             raise
-    try:
-        for name in os.listdir(path):
-            remove_tree(f"{path}/{name}")
-        os.rmdir(path)
-    except FileNotFoundError:
-        return
+    for _ in range(_ATTEMPTS):
+        try:
+            for name in os.listdir(path):
+                remove_tree(f"{path}/{name}")
+            os.rmdir(path)
+            return
+        except FileNotFoundError:
+            return
+        except OSError as error:  # again, if a writer that holds the directory's descriptor has just put a file there
+            if error.errno not in (EEXIST, ENOTEMPTY):
+                raise
 
 
 def is_directory(path: str) -> bool:
