@@ -178,6 +178,7 @@ class ModuleFormat(PickleFormat):
 
     def dumps(self, value: Any) -> tuple[Buffer, Sequence[Buffer]]:
         encoded = self._codec.dumps(value)
+        self._is_text = isinstance(encoded, str)
         return (encoded.encode() if isinstance(encoded, str) else encoded), ()
 
     def loads(self, stream: Buffer, buffers: Sequence[Buffer]) -> Any:
@@ -186,10 +187,13 @@ class ModuleFormat(PickleFormat):
         return self._codec.loads(bytes(stream).decode() if self._is_text else bytes(stream))
 
     def _writes_text(self) -> bool:
-        try:
-            return isinstance(self._codec.dumps({}), str)
-        except Exception:  # a codec for other things than dicts: those write bytes
-            return False
+        probes: tuple[Any, ...] = ({}, "", 0, None, [])
+        for probe in probes:
+            try:
+                return isinstance(self._codec.dumps(probe), str)
+            except Exception:  # noqa: S112  # a codec for other things than this
+                continue
+        return False
 
     def __reduce__(self) -> tuple[Any, ...]:
         import sys

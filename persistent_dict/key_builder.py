@@ -261,29 +261,21 @@ def _of_hook(name: str) -> Updater:
     return update
 
 
-def _of_object(kind: type) -> Updater:
+def _of_object(kind: Any) -> Updater:
     """Return an updater that lets an object's ``update_persistent_hash`` write into a hash of its own."""
-    # An object that pickles a state of its own making may look for the digest where pytools leaves it (loopy's kernels
-    # do). It is written for them and never read: it may have come along in a copy that was changed.
-    for_the_object = any("__getstate__" in vars(base) for base in kind.__mro__[:-1])
 
     def update(builder: KeyBuilder, key_hash: _Pass, key: Any) -> None:
-        inner = _Pass(builder.new_hash(), key_hash.depth + 1)
-        key.update_persistent_hash(inner, builder)
-        key_hash.update(inner.digest())
+        key.update_persistent_hash(key_hash, builder)
         key_hash.proven = False
-        _learn(key_hash, inner)
-        if for_the_object:
-            try:
-                object.__setattr__(key, "_pytools_persistent_hash_digest", inner.digest())
-            except (AttributeError, TypeError):  # slots
-                return
 
-    return _remembering(update)
+    return _remembering(update, carries=_carries_its_digest(kind))
 
 
-def _remembering(update: Updater) -> Updater:
-    """Return an updater that enters the digest of what `update` writes, and remembers it while the object lives."""
+def _remembering(update: Updater, carries: bool = False) -> Updater:
+    """Return an updater that enters the digest of what `update` writes, and remembers it while the object lives.
+
+    carries : the object itself takes its digest along when it is pickled.
+    """
 
     def remembered(builder: KeyBuilder, key_hash: _Pass, key: object) -> None:
         memory, ident = builder._remembered, id(key)
@@ -291,19 +283,45 @@ def _remembering(update: Updater) -> Updater:
         if known is not None and known[0]() is key:
             _, digest, proven = known
         else:
+            carried = _carried_digest(builder, key) if carries else b""
             inner = _Pass(builder.new_hash(), key_hash.depth + 1)
-            update(builder, inner, key)
-            digest, proven = inner.digest(), inner.proven
+            if not carried:
+                update(builder, inner, key)
+            digest, proven = carried or inner.digest(), inner.proven and not carried
             key_hash.stable &= inner.stable
             if inner.stable and not builder.by_content:
                 try:
                     memory[ident] = (weakref.ref(key, lambda _: memory.pop(ident, None)), digest, proven)
                 except TypeError:  # slots without __weakref__
                     pass
+            if carries:
+                object.__setattr__(key, _CARRIED, _builder_mark(builder) + digest)
         key_hash.proven &= proven
         key_hash.update(b"\x80#" + digest)
 
     return remembered
+
+
+# pytools leaves an object's digest on it under this name. Here it is used for those objects only that put it into their
+# pickles themselves, and take it out again (loopy's kernels: their digest after unpickling would be another). On any
+# other object it could have come along in a copy that was then changed.
+_CARRIED = "_pytools_persistent_hash_digest"
+
+
+def _carries_its_digest(kind: Any) -> bool:
+    code = getattr(getattr(kind, "__setstate__", None), "__code__", None)
+    return code is not None and _CARRIED in (*code.co_names, *code.co_consts)
+
+
+def _carried_digest(builder: KeyBuilder, key: object) -> bytes:
+    mark, carried = _builder_mark(builder), getattr(key, _CARRIED, b"")
+    return carried[len(mark) :] if type(carried) is bytes and carried.startswith(mark) else b""
+
+
+def _builder_mark(builder: KeyBuilder) -> bytes:
+    """Return what tells the digests of one builder class from those of others."""
+    kind = type(builder)
+    return blake2b(f"{kind.__module__}.{kind.__qualname__}".encode(), digest_size=8).digest()
 
 
 def _is_frozen(kind: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from persistent_dict.errors import InvalidEntryError
+from persistent_dict.errors import ContainerError, InvalidEntryError
 from persistent_dict.stores.disk import DiskStore
 
 TYPE_CHECKING = False
@@ -41,6 +41,8 @@ def repair(container: str, *, trusted: bool = False, progress: Callable[[int], o
         It is no container of this version, or (`UntrustedContainerError`) others may have written to it.
     """
     store = DiskStore(container, trusted=trusted)
+    if not store.open():
+        raise ContainerError(container, "there is no container here")
     report = RepairReport()
     for digest in store.digests():
         try:

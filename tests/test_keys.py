@@ -599,6 +599,37 @@ def test_a_remembered_digest_stays_out_of_the_pickle():
     assert pickle.dumps(thing) == pickle.dumps(fresh)
 
 
+class Carrying(Keyed):
+    """Takes its digest along when it is pickled, as loopy's kernels do, and would have another one after."""
+
+    def __getstate__(self):
+        return (digest(self), self._pytools_persistent_hash_digest)
+
+    def __setstate__(self, state):
+        self.parts = ("unpickled",)
+        object.__setattr__(self, "_pytools_persistent_hash_digest", state[1])
+
+
+def test_an_object_that_carries_its_digest_in_its_pickle_keeps_it():
+    thing = Carrying(1)
+    assert digest(pickle.loads(pickle.dumps(thing))) == digest(thing) != digest(Carrying("unpickled"))
+
+
+def test_a_carried_digest_counts_for_its_builder_class_alone():
+    class Other(KeyBuilder):
+        def update_for_str(self, key_hash, key):
+            key_hash.update(b"x")
+
+    again = pickle.loads(pickle.dumps(Carrying(1)))
+    assert Other()(again) == Other()(Keyed("anything"))
+
+
+def test_a_digest_left_on_another_object_is_not_believed():
+    thing = Keyed(1)
+    thing._pytools_persistent_hash_digest = b"x" * 28
+    assert digest(thing) == digest(Keyed(1))
+
+
 @dataclasses.dataclass
 class Changeable:
     value: object
