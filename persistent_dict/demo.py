@@ -22,7 +22,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_IDENTIFIER = "persistent_dict demo: compiled standard library"
+_IDENTIFIER = "demo-compiled-standard-library"
 _LEFT_OUT = frozenset({"site-packages", "dist-packages", "__pycache__"})
 
 
