@@ -125,6 +125,19 @@ def sync_directory(path: str) -> None:
         os.close(fd)
 
 
+def sync_with_parents(path: str) -> None:
+    """Make a directory's name outlive a power cut: sync it and those above it, where this user may open them."""
+    above = path
+    while True:
+        try:
+            sync_directory(above)
+        except PermissionError:  # somebody else's: it was there before
+            pass
+        if above == os.path.dirname(above):
+            return
+        above = os.path.dirname(above)
+
+
 def sync(fd: int) -> None:
     """fsync; a file system that has none for this kind of file is not an error."""
     try:

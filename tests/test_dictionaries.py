@@ -591,3 +591,50 @@ def test_a_warning_points_at_the_callers_line(tmp_path):
     with pytest.warns(CollisionWarning) as caught, pytest.raises(KeyError):
         d[Keyed(2, 0)]
     assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize(
+    ("durability", "expected"),
+    [
+        ("none", ["mkdir", "write", "close", "write", "close", "rename"]),
+        ("writeout", ["mkdir", "write", "fadvise", "close", "write", "fadvise", "close", "rename"]),
+        ("consistent", ["mkdir", "write", "fsync", "close", "write", "fsync", "close", "fsync", "close", "rename"]),
+        (
+            "durable",
+            ["mkdir", "write", "fsync", "close", "write", "fsync", "close", "fsync", "close", "rename", "fsync",
+             "close"],
+        ),
+    ],
+)  # fmt: skip
+def test_a_store_does_what_its_durability_says_in_this_order(durability, expected, tmp_path, monkeypatch):
+    d = WriteOncePersistentDict("d", lambda key: "ab" + f"{key:038x}", tmp_path, durability=durability)
+    d[1] = 1  # makes the container and the shard
+    seen = []
+
+    def note(name, word):
+        real = getattr(os, name)
+
+        def noted(*args, **kwargs):
+            seen.append(word)
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(os, name, noted)
+
+    for name, word in [("mkdir", "mkdir"), ("writev", "write"), ("posix_fadvise", "fadvise"), ("fsync", "fsync"),
+                       ("close", "close"), ("rename", "rename")]:  # fmt: skip
+        note(name, word)
+    d[2] = 2
+    assert seen == expected
+
+
+def test_the_loser_of_a_race_and_the_user_of_anothers_container_sync_too(tmp_path, monkeypatch):
+    WriteOncePersistentDict("d", container_dir=tmp_path)["k"] = 1
+    d = WriteOncePersistentDict("d", container_dir=tmp_path, safe_sync=True)
+    synced = []
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.readlink(f"/proc/self/fd/{fd}")), real(fd))[1])
+    assert d.store_if_not_present("k", 2) is False
+    entry = d.entry_path("k")
+    shard = os.path.dirname(entry)
+    must = {d.filename, str(tmp_path), f"{entry}/key", f"{entry}/value", entry, shard, os.path.dirname(shard)}
+    assert must <= set(synced)

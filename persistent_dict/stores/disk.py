@@ -86,7 +86,7 @@ class DiskStore(MutableStore):
         self._trusted = trusted
         self._mode = mode
         self._options = {"durability": durability, "mmap": mmap, "trusted": trusted, "mode": mode}
-        self._is_open = False
+        self._is_open = self._is_synced = False
         self._loose = LooseStore(
             f"{self.path}/entries",
             f"{self.path}/tmp",
@@ -176,8 +176,7 @@ class DiskStore(MutableStore):
         finally:
             if not published:
                 _fs.remove_tree(stage)
-        if self.durability == "durable":
-            _fs.sync_directory(parent)
+        self._is_synced = False
         self.open()
 
     def _new_format(self) -> str:
@@ -238,6 +237,9 @@ class DiskStore(MutableStore):
         """Return what `write` does, in a container that is made if it is not there, or no longer."""
         if not self.open():
             self._create()
+        if self.durability == "durable" and not self._is_synced:
+            _fs.sync_with_parents(self.path)  # whoever made the container, and however long ago
+            self._is_synced = True
         try:
             return write()
         except FileNotFoundError:

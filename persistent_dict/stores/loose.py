@@ -320,9 +320,8 @@ class LooseStore(MutableStore):
             value = Part(entry.value.stream, entry.value.buffers, key.nonce, entry.value.stored_at, entry.value.seconds)
             self._write(stage, value, digest, VALUE)
             os.rename(stage, "value", dst_dir_fd=directory)
-            if self._durability == "durable":
-                _fs.sync(directory)
-                self._make_durable(place, published=True)
+            if self._durability == "durable":  # the key file may have been written by somebody who did not sync it
+                self._make_durable(place, published=False)
         except (InvalidEntryError, FileNotFoundError):  # the key is damaged or gone: the whole entry is replaced
             self._move_away(place)
             return False
