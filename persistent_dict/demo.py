@@ -87,10 +87,12 @@ def _ask_for_all(directory: str, modules: list[str]) -> tuple[int, int, float, s
             codes[path] = cache[key]
         except KeyError:
             begin = time.perf_counter()
-            codes[path] = _compile(path, source)
+            compiled = _compile(path, source)
             working += time.perf_counter() - begin
             computed += 1
-            cache.store_if_not_present(key, codes[path])
+            # Another process may have stored its own meanwhile: all go on with that one. It need not have the same
+            # bytes: before Python 3.11 the order of a frozenset in a code object depends on the hash seed.
+            codes[path] = cache.setdefault(key, compiled)
     return computed, len(modules) - computed, working, _checksum(codes)
 
 
