@@ -1,6 +1,7 @@
 """A write-once persistent dictionary cache: compute once, keep the result, never see half of it."""
 
-from persistent_dict.dicts import CacheInfo, PersistentDict, WriteOncePersistentDict
+from persistent_dict._dictionary import CacheInfo
+from persistent_dict.dicts import PersistentDict, WriteOncePersistentDict
 from persistent_dict.errors import (
     CacheWriteWarning,
     CollisionWarning,
