@@ -6,6 +6,7 @@ Exit codes: 0 done, and nothing was wrong; 1 something was found damaged, or the
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from persistent_dict import __version__, demo
@@ -22,6 +23,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         code: int = options.run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (PersistentDictError, OSError) as error:
         print(f"persistent-dict: {error}", file=sys.stderr)
         return 1

@@ -179,12 +179,14 @@ class ModuleFormat(PickleFormat):
     def dumps(self, value: Any) -> tuple[Buffer, Sequence[Buffer]]:
         encoded = self._codec.dumps(value)
         self._is_text = isinstance(encoded, str)
-        return (encoded.encode() if isinstance(encoded, str) else encoded), ()
+        if isinstance(encoded, (bytes, bytearray, str)):
+            return (encoded.encode("utf-8", "surrogatepass") if isinstance(encoded, str) else encoded), ()
+        raise TypeError(f"{self.name}.dumps returned a {type(encoded).__name__} where bytes or a str belong")
 
     def loads(self, stream: Buffer, buffers: Sequence[Buffer]) -> Any:
         if self._is_text is None:
             self._is_text = self._writes_text()
-        return self._codec.loads(bytes(stream).decode() if self._is_text else bytes(stream))
+        return self._codec.loads(bytes(stream).decode("utf-8", "surrogatepass") if self._is_text else bytes(stream))
 
     def _writes_text(self) -> bool:
         probes: tuple[Any, ...] = ({}, "", 0, None, [])

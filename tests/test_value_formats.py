@@ -230,3 +230,11 @@ def test_cloudpickle_takes_what_pickle_does_not(tmp_path):
     d = make(tmp_path, format=cloudpickle)
     d["k"] = lambda x: x + 1
     assert d["k"](1) == 2
+
+
+def test_a_codec_that_returns_something_else_is_an_error_that_says_so(tmp_path):
+    class Wrong:
+        dumps, loads = staticmethod(lambda value: 5), staticmethod(str)
+
+    with pytest.raises(TypeError, match="dumps returned a int"):
+        make(tmp_path, format=Wrong())["k"] = 1
