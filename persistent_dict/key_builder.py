@@ -335,8 +335,9 @@ def _no_encoding(kind: type) -> str:
         if hasattr(ContentKeyBuilder, f"update_for_{name}")
         else f"subclass KeyBuilder with update_for_{name}(self, key_hash, key)"
     )
+    module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
     return (
-        f"is of type {kind.__module__}.{kind.__qualname__}, which has no encoding. Three ways out: give the type a "
+        f"is of type {module}{kind.__qualname__}, which has no encoding. Three ways out: give the type a "
         f"method update_persistent_hash(self, key_hash, key_builder); {content}; or put something else into the key "
         "(numbers, strings, tuples, frozen dataclasses)"
     )

@@ -391,8 +391,9 @@ def test_identifiers_that_differ_at_their_ends_have_containers_of_their_own(tmp_
 
 
 def test_an_empty_identifier_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="identifier"):
-        WriteOncePersistentDict("", container_dir=tmp_path)
+    for identifier in ("", 5, None):
+        with pytest.raises(ValueError, match="identifier"):
+            WriteOncePersistentDict(identifier, container_dir=tmp_path)
 
 
 def test_a_container_of_another_identifier_is_refused(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 
 from persistent_dict.stores.disk import DiskStore
 from persistent_dict.stores.memory import MemoryStore
-from persistent_dict.testing import MutableStoreContract
+from persistent_dict.testing import MutableStoreContract, make_entry
 
 
 class TestMemoryStore(MutableStoreContract):
@@ -27,6 +27,22 @@ class TestDiskStore(MutableStoreContract):
 class TestMappedDiskStore(TestDiskStore):
     def make_store(self) -> DiskStore:
         return DiskStore(f"{self.path}/mapped", "pickle", "test", mmap=True)
+
+
+class TestDiskStoreWithSha256(TestDiskStore):
+    def make_store(self) -> DiskStore:
+        self.made += 1
+        return DiskStore(f"{self.path}/{self.made}", "pickle", "test", checksum="sha256")
+
+    def test_either_checksum_is_read(self):
+        store = self.make_store()
+        store.add("ab" * 20, make_entry(b"by sha256"))
+        other = DiskStore(store.path, "pickle", "test")
+        other.add("cd" * 20, make_entry(b"by crc32"))
+        assert [bytes(s.get_value(digest).stream) for s in (store, other) for digest in ("ab" * 20, "cd" * 20)] == [
+            b"by sha256",
+            b"by crc32",
+        ] * 2
 
 
 @pytest.mark.parametrize("durability", ["writeout", "consistent", "durable"])

@@ -57,6 +57,8 @@ class DiskStore(MutableStore):
         Read the container whoever owns it and may write to it.
     mode : int
         The permissions of its directories; files have the same without the execute bits. 0o770 shares it with a group.
+    checksum : str
+        What new files are checked by: "crc32", or "sha256", which is slower. Files with either are read.
 
     Notes
     -----
@@ -74,6 +76,7 @@ class DiskStore(MutableStore):
         mmap: bool = False,
         trusted: bool = False,
         mode: int = 0o700,
+        checksum: str = "crc32",
     ) -> None:
         if durability not in DURABILITIES:
             raise ValueError(f"unknown durability {durability!r}: use one of {', '.join(map(repr, DURABILITIES))}")
@@ -85,7 +88,9 @@ class DiskStore(MutableStore):
         self._identifier = identifier
         self._trusted = trusted
         self._mode = mode
-        self._options = {"durability": durability, "mmap": mmap, "trusted": trusted, "mode": mode}
+        self._options = {
+            "durability": durability, "mmap": mmap, "trusted": trusted, "mode": mode, "checksum": checksum,
+        }  # fmt: skip
         self._is_open = self._is_synced = False
         self._loose = LooseStore(
             f"{self.path}/entries",
@@ -96,6 +101,7 @@ class DiskStore(MutableStore):
             mmap=mmap,
             mode=mode,
             owners=None if trusted or mode & 0o020 else _fs.trusted_owners(),
+            checksum=checksum,
         )
 
     # Opening
@@ -270,8 +276,8 @@ def container_path(container_dir: str, identifier: str, format: Format) -> str: 
 
     Its name carries the Python version where the format's bytes may not survive another.
     """
-    if not identifier:
-        raise ValueError("an identifier must have at least one character")
+    if not isinstance(identifier, str) or not identifier:
+        raise ValueError(f"an identifier is a str of at least one character, not {identifier!r}")
     name = quoted(identifier)
     if len(name) > _MAX_NAME:
         mark = blake2b(identifier.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()

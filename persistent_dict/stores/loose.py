@@ -88,6 +88,8 @@ class LooseStore(MutableStore):
         self._mmap = mmap
         self._mode = mode
         self._owners = owners
+        if checksum not in ALGORITHMS:
+            raise ValueError(f"unknown checksum {checksum!r}: use one of {', '.join(map(repr, ALGORITHMS))}")
         self._algorithm = ALGORITHMS[checksum]
         self._synced_shards: set[str] = set()
 
