@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import abstractmethod
 from collections import namedtuple
 from collections.abc import Mapping
 from errno import EACCES, ENOENT, ENOTDIR, EPERM, EROFS
@@ -123,6 +124,7 @@ class Dictionary(Mapping["K", "V"]):
 
     # Reading
 
+    @abstractmethod
     def fetch(self, key: K) -> V:
         """Return the value stored under `key`. What comes from memory is the same object each time.
 
@@ -133,7 +135,6 @@ class Dictionary(Mapping["K", "V"]):
         InvalidEntryError
             There is one, but it is damaged; with ``on_invalid="quarantine"`` it is set aside instead, and a miss.
         """
-        raise NotImplementedError
 
     def __getitem__(self, key: K) -> V:
         return self.fetch(key)
@@ -276,9 +277,9 @@ class Dictionary(Mapping["K", "V"]):
 
     # Writing
 
+    @abstractmethod
     def store(self, key: K, value: V) -> None:
         """Store `value` under `key`."""
-        raise NotImplementedError
 
     def __setitem__(self, key: K, value: V) -> None:
         self.store(key, value)

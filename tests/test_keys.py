@@ -683,3 +683,47 @@ class Typed(typing.NamedTuple):
 
 def test_typed_named_tuples_are_keyed_by_name():
     assert digest(Typed(1)) != digest((1,))
+
+
+def test_methods_are_keyed_by_function_and_object():
+    one, other = golden_keys.Pair(1, 2), golden_keys.Pair(3, 4)
+    keys = [one.count, one.index, other.count, golden_keys.Point(1).__eq__, Keyed(1).update_persistent_hash, "a".upper]
+    assert len({digest(key) for key in keys}) == len(keys)
+    assert digest(golden_keys.Point(1).__eq__) == digest(golden_keys.Point(1).__eq__)
+
+
+def test_nans_of_other_libraries_warn_too():
+    np = pytest.importorskip("numpy")
+    for key in (np.float32("nan"), (1, np.float16("nan")), golden_keys.decimal.Decimal("NaN")):
+        with pytest.warns(NanKeyWarning):
+            assert digest.digest(key)[1] is False
+
+
+def test_a_zone_without_a_name_is_refused(tmp_path):
+    import importlib.resources
+    import zoneinfo
+
+    if not zoneinfo.TZPATH and importlib.util.find_spec("tzdata") is None:
+        pytest.skip("no time zones here")
+    paths = [os.path.join(directory, "UTC") for directory in zoneinfo.TZPATH]
+    found = [path for path in paths if os.path.exists(path)]
+    if not found:
+        pytest.skip("no time zone files here")
+    with open(found[0], "rb") as file:
+        zone = zoneinfo.ZoneInfo.from_file(file)
+    with pytest.raises(TypeError, match="without a key"):
+        digest(zone)
+
+
+def test_what_marshal_cannot_take_is_written_at_length(monkeypatch):
+    """Two GiB and more, which the tests have no room for."""
+    from persistent_dict import _key_encodings
+
+    def refusing(key, version):
+        if isinstance(key, (str, bytes)) or (isinstance(key, tuple) and any(isinstance(part, bytes) for part in key)):
+            raise ValueError("unmarshallable object")
+        return real(key, version)
+
+    real = _key_encodings.dumps
+    monkeypatch.setattr(_key_encodings, "dumps", refusing)
+    assert len({digest(key) for key in ("a", b"a", "b", ("x", b"a"), ("x", b"b"), b"")}) == 6
