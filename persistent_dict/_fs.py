@@ -193,6 +193,15 @@ def remove_tree(path: str) -> None:
                 raise
 
 
+def discard(path: str) -> None:
+    """Remove what was staged and is not needed. Where that fails, it stays to be swept: an error, or a success, that
+    tells more is on its way."""
+    try:
+        remove_tree(path)
+    except OSError:
+        return
+
+
 def is_directory(path: str) -> bool:
     """Whether a real directory, no link, stands there. Errors other than "not there" come through."""
     try:

@@ -156,6 +156,26 @@ def test_an_interrupt_at_any_call_leaves_nothing_half(kind, after, tmp_path, mon
         monkeypatch.undo()
 
 
+def test_a_cleaning_that_fails_does_not_hide_the_error(tmp_path, monkeypatch):
+    d = WriteOncePersistentDict("d", container_dir=tmp_path)
+    d["old"] = 1
+
+    def failing(number):
+        def call(*args, **kwargs):
+            raise OSError(number, os.strerror(number))
+
+        return call
+
+    monkeypatch.setattr(os, "rename", failing(errno.ENOSPC))
+    monkeypatch.setattr(os, "unlink", failing(errno.EIO))
+    with pytest.raises(OSError, match="No space left"):
+        d["new"] = 2
+    monkeypatch.undo()
+    assert "new" not in d
+    make_old(Path(d.filename, "tmp"))
+    assert d._store.sweep() == 1
+
+
 def test_a_failed_fsync_is_final(tmp_path, monkeypatch):
     d = WriteOncePersistentDict("d", container_dir=tmp_path, safe_sync=True)
     d["old"] = 1

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import time
+from errno import EBUSY
 from stat import S_ISREG
 
 from persistent_dict import _fs
@@ -236,7 +237,7 @@ class LooseStore(MutableStore):
             published = self._publish(stage, final, digest)
         finally:
             if not published:
-                _fs.remove_tree(stage)
+                _fs.discard(stage)
         if self._durability == "durable":
             self._make_durable(final, published)
         return published
@@ -257,7 +258,10 @@ class LooseStore(MutableStore):
             if self.stat(digest) is not None:
                 return False
             self._remove_wreck(final)
-        return False
+        raise self._busy(final)
+
+    def _busy(self, place: str) -> OSError:
+        return OSError(EBUSY, "others keep removing and replacing the entry", place)
 
     def _make_shard(self, shard: str) -> None:
         try:
@@ -301,7 +305,7 @@ class LooseStore(MutableStore):
         for _ in range(_LOOKS):
             if self._replace_value(digest, entry, same_key) or self.add(digest, entry):
                 return
-        raise OSError(f"others keep replacing the entry {self.place(digest)}")
+        raise self._busy(self.place(digest))
 
     def _replace_value(self, digest: Digest, entry: Entry, same_key: Callable[[Part], bool] | None) -> bool:
         place = self.place(digest)
@@ -329,7 +333,7 @@ class LooseStore(MutableStore):
             return False
         finally:
             os.close(directory)
-            _fs.remove_tree(stage)
+            _fs.discard(stage)
         return True
 
     def delete(self, digest: Digest) -> bool:
