@@ -95,14 +95,14 @@ class WriteOncePersistentDict(Dictionary["K", "V"]):
 
     _store: Store
 
-    def fetch(self, key: K) -> Any:
+    def fetch(self, key: K) -> V:
         if type(key) in self._plain_types:  # such a key is its own slot: no digest is needed
             slot: Any = key
             digest, proven = "", True
         else:
             digest, proven = self._digest(key)
             slot = (digest,)  # no key of a plain type equals a tuple
-        found = self._memory.get(slot)
+        found: tuple[V, K] | None = self._memory.get(slot)
         if found is None:
             found = self._load(key, *((digest, proven) if digest else self._digest(key)))
             self._memory.put(slot, found)
@@ -147,19 +147,19 @@ class PersistentDict(Dictionary["K", "V"], MutableMapping["K", "V"]):
 
     _store: MutableStore
 
-    def fetch(self, key: K) -> Any:
+    def fetch(self, key: K) -> V:
         digest, proven = self._digest(key)
         info = None
         if self._memory_size != 0 and not _fs.disabled():
-            info = self._store.stat(
-                digest
-            )  # before reading: a later value may then bear an older stamp, never vice versa
-            found = self._memory.get(digest)
+            # Before reading: a value may then be remembered with an older stamp than its own, never with a later one.
+            info = self._store.stat(digest)
+            found: tuple[V, K, object] | None = self._memory.get(digest)
             if found is not None and info is not None and found[2] == info.stamp:
                 if not proven and not self._are_equal(found[1], key):
                     self._collide(key)
                 self._memory_hits += 1
                 return found[0]
+        value: V
         value, stored_key = self._load(key, digest, proven)
         if info is not None and info.settled:
             self._memory.put(digest, (value, stored_key, info.stamp))
