@@ -20,7 +20,7 @@ from pathlib import Path
 
 import golden_keys
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from persistent_dict import ContentKeyBuilder, KeyBuilder, NanKeyWarning, UnkeyableError
@@ -28,6 +28,7 @@ from persistent_dict import ContentKeyBuilder, KeyBuilder, NanKeyWarning, Unkeya
 HERE = Path(__file__).parent
 GOLDEN = json.loads((HERE / "golden_keys.json").read_text())
 digest, by_content = KeyBuilder(), ContentKeyBuilder()
+UNHURRIED = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}  # the machine may be busy
 
 
 def interpreters() -> list[str]:
@@ -125,19 +126,19 @@ def identity(key: object) -> object:
     return (type(key).__name__, repr(key))
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600, **UNHURRIED)
 @given(keys, keys)
 def test_digests_are_equal_just_where_keys_are_alike(one, other):
     assert (by_content(one) == by_content(other)) == (repr(identity(one)) == repr(identity(other)))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, **UNHURRIED)
 @given(keys)
 def test_a_pickled_key_has_the_same_digest(key):
     assert by_content(pickle.loads(pickle.dumps(key))) == by_content(key)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, **UNHURRIED)
 @given(st.lists(atoms, max_size=5).map(tuple))
 def test_the_fast_path_writes_what_the_long_way_writes(key):
     class Slow(KeyBuilder):

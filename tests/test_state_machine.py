@@ -7,7 +7,7 @@ import shutil
 import tempfile
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -112,4 +112,6 @@ class MutableMachine(Machine):
 
 TestWriteOnce = WriteOnceMachine.TestCase
 TestMutable = MutableMachine.TestCase
-TestWriteOnce.settings = TestMutable.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+TestWriteOnce.settings = TestMutable.settings = settings(
+    max_examples=60, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
