@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from errno import EACCES, ENOENT, ENOTDIR, EPERM, EROFS
 from hashlib import blake2b
 
-from persistent_dict import _fs
+from persistent_dict import _fs, _log
 from persistent_dict._lru import Lru
 from persistent_dict.errors import (
     CacheWriteWarning,
@@ -49,8 +49,10 @@ if TYPE_CHECKING:
         misses: int
         stores: int
         in_memory: int
+        waits: int
+        seconds_saved: float
 else:
-    CacheInfo = namedtuple("CacheInfo", "memory_hits disk_hits misses stores in_memory")
+    CacheInfo = namedtuple("CacheInfo", "memory_hits disk_hits misses stores in_memory waits seconds_saved")
 
 _ATTEMPTS = 100  # at an entry that others keep adding and removing
 _UNWRITABLE = frozenset({EACCES, ENOENT, ENOTDIR, EPERM, EROFS})  # a place that is missing, or not ours to write to
@@ -101,9 +103,10 @@ class Dictionary(Mapping["K", "V"]):
         self._store = store
         self._on_invalid = on_invalid
         self._must_be_durable = durability == "durable"
-        self._has_warned = False
+        self._warned: set[str] = set()
         self._memory_size = in_mem_cache_size
-        self._memory_hits = self._disk_hits = self._misses = self._stores = 0
+        self._memory_hits = self._disk_hits = self._misses = self._stores = self._waits = 0
+        self._seconds_saved = 0.0
         self._prepare()
 
     def _prepare(self) -> None:
@@ -124,7 +127,6 @@ class Dictionary(Mapping["K", "V"]):
 
     # Reading
 
-    @abstractmethod
     def fetch(self, key: K) -> V:
         """Return the value stored under `key`. What comes from memory is the same object each time.
 
@@ -135,6 +137,11 @@ class Dictionary(Mapping["K", "V"]):
         InvalidEntryError
             There is one, but it is damaged; with ``on_invalid="quarantine"`` it is set aside instead, and a miss.
         """
+        return self._find(key)[0]
+
+    @abstractmethod
+    def _find(self, key: K) -> tuple[V, K, float]:
+        """Return the value from memory or the store, the key that it was stored under, and its seconds; and count."""
 
     def __getitem__(self, key: K) -> V:
         return self.fetch(key)
@@ -206,8 +213,8 @@ class Dictionary(Mapping["K", "V"]):
         place: str = self._store.place(self._digest(key)[0])
         return place
 
-    def _load(self, key: K, digest: Digest, proven: bool) -> tuple[Any, K]:
-        """Return the value from the store, and the key that it was stored under."""
+    def _load(self, key: K, digest: Digest, proven: bool) -> tuple[Any, K, float]:
+        """Return the value from the store, the key that it was stored under, and how long it took to compute."""
         try:
             if _fs.disabled():
                 raise NoSuchEntryError(key)
@@ -227,9 +234,12 @@ class Dictionary(Mapping["K", "V"]):
             raise NoSuchEntryError(key) from error
         except NoSuchEntryError:
             self._misses += 1
+            self._tell("miss", key)
             raise
         self._disk_hits += 1
-        return value, stored_key
+        self._seconds_saved += part.seconds
+        self._tell("hit in the store", key)
+        return value, stored_key, part.seconds
 
     def _decode(self, part: Part, digest: Digest) -> Any:
         try:
@@ -278,8 +288,8 @@ class Dictionary(Mapping["K", "V"]):
     # Writing
 
     @abstractmethod
-    def store(self, key: K, value: V) -> None:
-        """Store `value` under `key`."""
+    def store(self, key: K, value: V, *, seconds: float = 0.0) -> None:
+        """Store `value` under `key`. `seconds`: how long it took to compute."""
 
     def __setitem__(self, key: K, value: V) -> None:
         self.store(key, value)
@@ -309,17 +319,17 @@ class Dictionary(Mapping["K", "V"]):
             return None
         if not self._must_be_durable and self._store.stat(digest) is not None:
             return False
-        return self._add(digest, self._encode(key, value))
+        return self._add(key, digest, self._encode(key, value))
 
-    def _encode(self, key: K, value: Any) -> Entry:
+    def _encode(self, key: K, value: Any, seconds: float = 0.0) -> Entry:
         stream, buffers = self._format.dumps(value)
-        return Entry.new(self._format.dumps_key(key), stream, buffers)
+        return Entry.new(self._format.dumps_key(key), stream, buffers, seconds)
 
-    def _add(self, digest: Digest, entry: Entry) -> bool | None:
+    def _add(self, key: K, digest: Digest, entry: Entry) -> bool | None:
         """Return whether the entry was added; None: nothing is ever stored here."""
-        return self._write(lambda: self._store.add(digest, entry))
+        return self._write(key, lambda: self._store.add(digest, entry))
 
-    def _write(self, write: Callable[[], T]) -> T | None:
+    def _write(self, key: K, write: Callable[[], T]) -> T | None:
         if _fs.disabled():
             return None
         try:
@@ -327,16 +337,16 @@ class Dictionary(Mapping["K", "V"]):
         except OSError as error:
             if error.errno not in _UNWRITABLE or self._must_be_durable:
                 raise
-            if not self._has_warned:
-                self._has_warned = True
-                warn(
-                    f"{self.identifier}: nothing is stored, since {self.filename} cannot be written to: {error}. "
-                    "What is there is still read. Pass another container_dir or set PERSISTENT_DICT_DIR, or set "
-                    "PERSISTENT_DICT_DISABLE=1 to do without the cache.",
-                    CacheWriteWarning,
-                )
+            self._warn_once(
+                f"{self.identifier}: nothing is stored, since {self.filename} cannot be written to: {error}. "
+                "What is there is still read. Pass another container_dir or set PERSISTENT_DICT_DIR, or set "
+                "PERSISTENT_DICT_DISABLE=1 to do without the cache.",
+                "unwritable",
+            )
             return None
-        self._stores += done is not False
+        if done is not False:
+            self._stores += 1
+            self._tell("store", key)
         return done
 
     def clear(self) -> None:
@@ -362,11 +372,38 @@ class Dictionary(Mapping["K", "V"]):
         if aside:
             warn(f"{error}\n  It was moved to {aside}, and counts as missing.", CorruptEntryWarning)
 
+    # Telling
+
+    def _count_memory_hit(self, seconds: float, key: K) -> None:
+        self._memory_hits += 1
+        self._seconds_saved += seconds
+        self._tell("hit in memory", key)
+
+    def _warn_once(self, text: str, what: str) -> None:
+        """Warn that something cannot be kept, the first time that it is `what`."""
+        if what not in self._warned:
+            self._warned.add(what)
+            warn(text, CacheWriteWarning)
+
+    def _tell(self, what: str, key: object) -> None:
+        log = _log.listener()
+        if log is not None:
+            log.debug("%s: %s: %s", self.identifier, what, shown(key))
+
     # The object itself
 
     def cache_info(self) -> CacheInfo:
-        """Return the counts of hits in memory, hits on disk, misses and stores, and the number of values in memory."""
-        return CacheInfo(self._memory_hits, self._disk_hits, self._misses, self._stores, len(self._memory))
+        """Return what this object has done: hits in memory, hits on disk, misses, stores, waits for somebody else who
+        computed; how many values are in memory; and how many seconds of computing the hits have saved."""
+        return CacheInfo(
+            self._memory_hits,
+            self._disk_hits,
+            self._misses,
+            self._stores,
+            len(self._memory),
+            self._waits,
+            self._seconds_saved,
+        )
 
     def close(self) -> None:
         """Forget what is in memory. Nothing else is held; the dictionary can still be used."""

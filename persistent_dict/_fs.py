@@ -311,35 +311,66 @@ def default_container_dir() -> str:
 
 
 class DigestLock:
-    """Keeps other threads and processes from the same work on one digest, inside a ``with``.
+    """A lock file for the work on one digest, which one thread of one process holds at a time.
 
-    The kernel frees it when its holder dies. Where it cannot be had (no locks in the file system, no right to make the
-    file, `timeout` seconds over), the work goes on without it: it saves work, and guards nothing.
+    The kernel frees it when its holder dies. It saves work, and guards nothing: where it cannot be had (no locks in the
+    file system, no right to make the file), the work goes on without it.
     """
 
-    def __init__(self, directory: str, digest: str, mode: int, timeout: float) -> None:
-        self._path = f"{directory}/{digest}.lock"
+    def __init__(self, directory: str, name: str, mode: int) -> None:
+        self._path = f"{directory}/{name}.lock"
         self._mode = mode
-        self._timeout = timeout
         self._lock: BaseFileLock | None = None
 
-    def __enter__(self) -> None:
-        from filelock import FileLock
+    def acquire(self, timeout: float = 0.0) -> bool:
+        """Wait for it, up to `timeout` seconds. False: somebody else holds it."""
+        from filelock import FileLock, Timeout
 
         try:
-            make_directory(os.path.dirname(self._path), self._mode)
-            lock = FileLock(self._path, timeout=self._timeout, mode=self._mode & 0o666, fallback_to_soft=False)
-            lock.acquire()
-        except (OSError, NotImplementedError):  # a time-out, too, is an OSError
-            return
-        self._lock = lock
+            if self._lock is None:
+                make_directory(os.path.dirname(self._path), self._mode)
+                self._lock = FileLock(
+                    self._path,
+                    mode=self._mode & 0o666,
+                    thread_local=False,  # a coroutine's steps run in several threads
+                    fallback_to_soft=False,
+                    on_acquired=_sign,
+                )
+            self._lock.acquire(timeout=timeout)
+        except Timeout:
+            return False
+        except (OSError, NotImplementedError, RuntimeError):  # RuntimeError: it came along through a fork
+            self._lock = None
+        return True
 
-    def __exit__(self, *exception: object) -> None:
-        if self._lock is None:
-            return
+    def release(self) -> bool:
+        """Let others have it, and remove the file. Return whether it was held."""
+        if self._lock is None or not self._lock.is_locked:  # a forked child holds nothing of its parent's
+            return False
         try:
             os.unlink(self._path)  # while it is held: whoever waits for it sees that, and makes another
-        except FileNotFoundError:
-            pass
+        except OSError:  # gone already, or the place has become read-only: it is freed all the same
+            return True
         finally:
             self._lock.release()
+        return True
+
+    def holder(self) -> str:
+        """Return who holds it, for a person to read; "" where that is not known."""
+        try:
+            fd = open_file(self._path)
+        except OSError:
+            return ""
+        try:
+            return os.read(fd, 1000).decode("utf-8", "replace").strip()
+        finally:
+            os.close(fd)
+
+
+def _sign(fd: int) -> None:
+    """Write into a lock file who holds it."""
+    try:
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
+    except OSError:  # a full disk: the lock holds all the same
+        return

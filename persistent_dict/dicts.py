@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import MutableMapping
 
 from persistent_dict import _fs
-from persistent_dict._dictionary import Dictionary, check_choice
+from persistent_dict._computing import ComputingDictionary
+from persistent_dict._dictionary import check_choice
 from persistent_dict.errors import InvalidEntryError, NoSuchEntryError, ReadOnlyEntryError, shown
 
 TYPE_CHECKING = False
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     V = TypeVar("V")
 
 
-class WriteOncePersistentDict(Dictionary["K", "V"]):
+class WriteOncePersistentDict(ComputingDictionary["K", "V"]):
     """A dictionary on disk whose entries are written once; any number of threads and processes share it.
 
     Parameters
@@ -95,27 +96,25 @@ class WriteOncePersistentDict(Dictionary["K", "V"]):
 
     _store: Store
 
-    def fetch(self, key: K) -> V:
+    def _find(self, key: K) -> tuple[V, K, float]:
         if type(key) in self._plain_types:  # such a key is its own slot: no digest is needed
             slot: Any = key
             digest, proven = "", True
         else:
             digest, proven = self._digest(key)
             slot = (digest,)  # no key of a plain type equals a tuple
-        found: tuple[V, K] | None = self._memory.get(slot)
+        found: tuple[V, K, float] | None = self._memory.get(slot)
         if found is None:
             found = self._load(key, *((digest, proven) if digest else self._digest(key)))
             self._memory.put(slot, found)
         elif proven or self._are_equal(found[1], key):
-            self._memory_hits += 1
+            self._count_memory_hit(found[2], key)
         else:
             self._collide(key)
-        return found[0]
+        return found
 
-    fetch.__doc__ = Dictionary.fetch.__doc__
-
-    def store(self, key: K, value: V) -> None:
-        """Store `value` under `key`.
+    def store(self, key: K, value: V, *, seconds: float = 0.0) -> None:
+        """Store `value` under `key`. `seconds`: how long it took to compute.
 
         Raises
         ------
@@ -125,16 +124,16 @@ class WriteOncePersistentDict(Dictionary["K", "V"]):
             The entry could not be written; nothing of it is visible. (A read-only place is a warning, once.)
         """
         digest, proven = self._digest(key)
-        if self._add(digest, self._encode(key, value)) is not False or self._on_conflict == "keep":
+        if self._add(key, digest, self._encode(key, value, seconds)) is not False or self._on_conflict == "keep":
             return
         if self._on_conflict == "raise":
             raise ReadOnlyEntryError(shown(key))
-        stored, _ = self._load(key, digest, proven)
-        if not self._are_equal(stored, value):
+        stored = self._load(key, digest, proven)
+        if not self._are_equal(stored[0], value):
             raise ReadOnlyEntryError(shown(key), "a different value is there already")
 
 
-class PersistentDict(Dictionary["K", "V"], MutableMapping["K", "V"]):
+class PersistentDict(ComputingDictionary["K", "V"], MutableMapping["K", "V"]):
     """A dictionary on disk whose entries can be overwritten and removed; any number of threads and processes share it.
 
     The parameters are those of `WriteOncePersistentDict`, without `on_conflict`.
@@ -147,28 +146,25 @@ class PersistentDict(Dictionary["K", "V"], MutableMapping["K", "V"]):
 
     _store: MutableStore
 
-    def fetch(self, key: K) -> V:
+    def _find(self, key: K) -> tuple[V, K, float]:
         digest, proven = self._digest(key)
         info = None
         if self._memory_size != 0 and not _fs.disabled():
             # Before reading: a value may then be remembered with an older stamp than its own, never with a later one.
             info = self._store.stat(digest)
-            found: tuple[V, K, object] | None = self._memory.get(digest)
-            if found is not None and info is not None and found[2] == info.stamp:
-                if not proven and not self._are_equal(found[1], key):
+            found: tuple[tuple[V, K, float], object] | None = self._memory.get(digest)
+            if found is not None and info is not None and found[1] == info.stamp:
+                if not proven and not self._are_equal(found[0][1], key):
                     self._collide(key)
-                self._memory_hits += 1
+                self._count_memory_hit(found[0][2], key)
                 return found[0]
-        value: V
-        value, stored_key = self._load(key, digest, proven)
+        loaded = self._load(key, digest, proven)
         if info is not None and info.settled:
-            self._memory.put(digest, (value, stored_key, info.stamp))
-        return value
+            self._memory.put(digest, (loaded, info.stamp))
+        return loaded
 
-    fetch.__doc__ = Dictionary.fetch.__doc__
-
-    def store(self, key: K, value: V) -> None:
-        """Store `value` under `key`, in place of what is there.
+    def store(self, key: K, value: V, *, seconds: float = 0.0) -> None:
+        """Store `value` under `key`, in place of what is there. `seconds`: how long it took to compute.
 
         Raises
         ------
@@ -176,9 +172,9 @@ class PersistentDict(Dictionary["K", "V"], MutableMapping["K", "V"]):
             The entry could not be written; the old value, if any, stays. (A read-only place is a warning, once.)
         """
         digest, proven = self._digest(key)
-        entry = self._encode(key, value)
+        entry = self._encode(key, value, seconds)
         same_key = None if proven else (lambda part: self._is_same_key(part, digest, key))
-        self._write(lambda: self._store.set(digest, entry, same_key))
+        self._write(key, lambda: self._store.set(digest, entry, same_key))
         self._memory.drop(digest)
 
     def remove(self, key: K) -> None:

@@ -151,6 +151,26 @@ class UnloadableEntryError(InvalidEntryError):
         return cures
 
 
+class RecursiveComputationError(PersistentDictError, RuntimeError):
+    """Computing a value asked for that same value.
+
+    Attributes
+    ----------
+    key_text : str
+        The key.
+    """
+
+    def __init__(self, key_text: str) -> None:
+        super().__init__(key_text)
+        self.key_text = key_text
+
+    def __str__(self) -> str:
+        return (
+            f"computing the value of {self.key_text} asks for that same value, and would wait for itself for ever. "
+            "A recursive function must ask for other keys; does the key leave out an argument that changes?"
+        )
+
+
 class ContainerError(PersistentDictError):
     """A container cannot be used as it is: another format or identifier, an unknown layout.
 

@@ -114,6 +114,19 @@ class EntryInfo:
         self.settled = settled
 
 
+class Lock(Protocol):
+    """A lock that one holder has at a time, and which is freed when its holder dies."""
+
+    def acquire(self) -> bool:
+        """Try to take it, without waiting. False: somebody else holds it. True also where it cannot be had."""
+
+    def release(self) -> None:
+        """Free it, if it is held."""
+
+    def holder(self) -> str:
+        """Return who holds it, for a person to read; "" where that is not known."""
+
+
 class Reader(Protocol):
     """Entries to be read. Every method is safe for threads, and raises `OSError` where the place does not answer."""
 
@@ -149,6 +162,10 @@ class Reader(Protocol):
     def place(self, digest: Digest) -> str:
         """Return where the entry is, or would be, for a person to look at."""
 
+    def elsewhere(self, digest: Digest) -> list[str]:
+        """Return the places of an entry of that digest which this store does not look at (another Python's)."""
+        return []
+
 
 class Store(Reader, Protocol):
     """A place for entries that are written once."""
@@ -171,6 +188,13 @@ class Store(Reader, Protocol):
         """Remove every entry."""
         for info in self.scan():
             self.delete(info.digest)
+
+    def lock(self, digest: Digest) -> Lock | None:
+        """Return a lock for the work on a digest, over all processes that use the place; None where it has none.
+
+        What is stored needs no lock: this one keeps others from computing what is being computed.
+        """
+        return None
 
 
 class MutableStore(Store, Protocol):

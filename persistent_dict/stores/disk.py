@@ -207,6 +207,15 @@ class DiskStore(MutableStore):
         if self.open():
             yield from self._loose.scan()
 
+    def elsewhere(self, digest: Digest) -> list[str]:
+        parent, name = os.path.split(self.path)
+        stem, _, tag = name.rpartition(".")
+        if tag != implementation.cache_tag:  # the format is shared by all Pythons
+            return []
+        others = [other for other in _fs.list_directory(parent) if other.rpartition(".")[0] == stem and other != name]
+        places = [f"{parent}/{other}/entries/{digest[:2]}/{digest[2:]}" for other in others]
+        return [place for place in places if _fs.is_directory(place)]
+
     def __len__(self) -> int:
         return len(self._loose) if self.open() else 0
 
@@ -221,10 +230,14 @@ class DiskStore(MutableStore):
         return self._in_container(lambda: self._add_large(digest, entry))
 
     def _add_large(self, digest: Digest, entry: Entry) -> bool:
-        with _fs.DigestLock(f"{self.path}/locks", digest, self._mode, _LOCK_TIMEOUT):
+        lock = self._lock(f"{digest}.write")  # not the one of `lock`, whose holder may compute for long
+        lock.acquire(_LOCK_TIMEOUT)
+        try:
             if self.durability != "durable" and self._loose.stat(digest) is not None:  # the wait was for its writer
                 return False
             return self._loose.add(digest, entry)
+        finally:
+            lock.release()
 
     def set(self, digest: Digest, entry: Entry, same_key: Callable[[Part], bool] | None = None) -> None:
         self._in_container(lambda: self._loose.set(digest, entry, same_key))
@@ -252,6 +265,15 @@ class DiskStore(MutableStore):
             self._create()
             return write()
 
+    def lock(self, digest: Digest) -> _fs.DigestLock | None:
+        try:
+            return self._in_container(lambda: self._lock(digest))
+        except OSError:  # a place that cannot be written to
+            return None
+
+    def _lock(self, name: str) -> _fs.DigestLock:
+        return _fs.DigestLock(f"{self.path}/locks", name, self._mode)
+
     # Upkeep
 
     def digests(self) -> Iterator[Digest]:
@@ -260,8 +282,11 @@ class DiskStore(MutableStore):
             yield from self._loose.digests()
 
     def sweep(self) -> int:
-        """Remove what killed writers left in the staging directory over an hour ago. Return how many."""
-        return self._loose.sweep() if self.open() else 0
+        """Remove what killed writers left: lock files, and over an hour ago in the staging directory. Return how many."""
+        if not self.open():
+            return 0
+        locks = [self._lock(name.removesuffix(".lock")) for name in _fs.list_directory(f"{self.path}/locks")]
+        return self._loose.sweep() + sum(lock.acquire() and lock.release() for lock in locks)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_reopened, (self.path, self._format_name, self._identifier, self._options))

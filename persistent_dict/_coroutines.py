@@ -1,0 +1,101 @@
+"""Coroutines that look up and compute: those of one event loop share the work; files are touched in other threads."""
+
+from __future__ import annotations
+
+import asyncio
+from contextvars import copy_context
+from typing import TYPE_CHECKING, TypeVar
+
+from persistent_dict._single_flight import check_recursion
+from persistent_dict._steps import Outcome, Work
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from persistent_dict._single_flight import Slot
+    from persistent_dict._steps import Steps
+
+T = TypeVar("T")
+V = TypeVar("V")
+
+
+class _Shared:
+    """A lookup under way, and how many coroutines wait for it."""
+
+    __slots__ = ("task", "waiting")
+
+    def __init__(self, task: asyncio.Task[Outcome[object]]) -> None:
+        self.task = task
+        self.waiting = 0
+
+
+_shared: dict[tuple[asyncio.AbstractEventLoop, Slot], _Shared] = {}
+
+
+async def resolve(
+    begin: Callable[[], Outcome[V] | Steps[V]], compute: Callable[[], Awaitable[V]], slot: Slot, key: object
+) -> Outcome[V]:
+    """Return the outcome of a lookup, shared by all coroutines of this loop that ask with the same `slot`.
+
+    An exception goes to the coroutine that started the lookup; another one then starts anew.
+    """
+    check_recursion(slot, key)
+    place = (asyncio.get_running_loop(), slot)
+    while True:
+        shared = _shared.get(place)
+        is_first = shared is None
+        if shared is None:
+            shared = _shared[place] = _Shared(asyncio.ensure_future(_alone(begin, compute)))
+            shared.task.add_done_callback(lambda task: _end(place, task))
+        await _wait_for(shared)
+        task: asyncio.Task[Outcome[V]] = shared.task  # type: ignore[assignment]  # the slot tells whose value it is
+        if is_first:
+            return task.result()
+        if not task.cancelled() and task.exception() is None:
+            outcome = task.result()
+            return outcome if outcome.how == "found" else outcome._replace(how="waited")
+
+
+def _end(place: tuple[asyncio.AbstractEventLoop, Slot], task: asyncio.Task[Outcome[object]]) -> None:
+    del _shared[place]
+    if not task.cancelled():
+        task.exception()  # seen, even if all who waited have gone
+
+
+async def _wait_for(shared: _Shared) -> None:
+    """Wait, without raising what the lookup raises. Whoever is the last to be cancelled here cancels the lookup."""
+    shared.waiting += 1
+    try:
+        await asyncio.wait({shared.task})
+    finally:
+        shared.waiting -= 1
+        if not shared.waiting:
+            shared.task.cancel()  # does nothing if it is done
+
+
+async def _alone(begin: Callable[[], Outcome[V] | Steps[V]], compute: Callable[[], Awaitable[V]]) -> Outcome[V]:
+    steps = await _off_the_loop(begin)
+    if isinstance(steps, Outcome):
+        return steps
+    try:
+        while True:
+            step = await _off_the_loop(steps.__next__)
+            if isinstance(step, Outcome):
+                return step
+            if isinstance(step, Work):
+                with step.computing():
+                    step.done(await compute())
+            else:
+                await asyncio.sleep(step.pause)
+    finally:
+        await _off_the_loop(steps.close)
+
+
+async def _off_the_loop(call: Callable[[], T]) -> T:
+    """Return what `call` returns in another thread. It is never left running: being cancelled waits for its end."""
+    running = asyncio.get_running_loop().run_in_executor(None, copy_context().run, call)
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait({running})
+        raise
