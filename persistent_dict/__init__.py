@@ -1,6 +1,9 @@
 """A write-once persistent dictionary cache: compute once, keep the result, never see half of it."""
 
+from persistent_dict._computing import Explanation
 from persistent_dict._dictionary import CacheInfo
+from persistent_dict._memoized import FunctionInfo
+from persistent_dict._steps import Outcome
 from persistent_dict.dicts import PersistentDict, WriteOncePersistentDict
 from persistent_dict.errors import (
     CacheWriteWarning,
@@ -15,11 +18,13 @@ from persistent_dict.errors import (
     NoSuchEntryError,
     PersistentDictError,
     ReadOnlyEntryError,
+    RecursiveComputationError,
     UnkeyableError,
     UnloadableEntryError,
     UntrustedContainerError,
 )
 from persistent_dict.key_builder import ContentKeyBuilder, KeyBuilder
+from persistent_dict.memoize import file_checksum, memoize  # `memoize` is the function from here on
 
 __version__ = "0.1.0"
 
@@ -30,6 +35,8 @@ __all__ = [
     "ContainerError",
     "ContentKeyBuilder",
     "CorruptEntryWarning",
+    "Explanation",
+    "FunctionInfo",
     "InvalidEntryError",
     "InvalidKeyFileError",
     "InvalidValueFileError",
@@ -37,11 +44,15 @@ __all__ = [
     "NanKeyWarning",
     "NoSuchEntryCollisionError",
     "NoSuchEntryError",
+    "Outcome",
     "PersistentDict",
     "PersistentDictError",
     "ReadOnlyEntryError",
+    "RecursiveComputationError",
     "UnkeyableError",
     "UnloadableEntryError",
     "UntrustedContainerError",
     "WriteOncePersistentDict",
+    "file_checksum",
+    "memoize",
 ]

@@ -190,7 +190,7 @@ class ComputingDictionary(Dictionary["K", "V"]):
             )
         except Exception as error:  # an encoder, or the value's own methods, may raise anything
             self._warn_once(
-                f"{self.identifier}: the value of {shown(key)} was computed, but cannot be stored, since encoding it as "
+                f"{self.identifier}: the value of {shown(key)} was computed, but cannot be stored: encoding it as "
                 f"{self._format.name} fails with {type(error).__name__}: {error}. It is returned all the same; later "
                 "ones that cannot be encoded are not mentioned.",
                 "unencodable",
@@ -200,7 +200,7 @@ class ComputingDictionary(Dictionary["K", "V"]):
     def _tell_over(self, turn: Turn, key: K, timeout: float | None) -> None:
         if timeout:
             self._warn_once(
-                f"{self.identifier}: {turn.holder} has been computing the value of {shown(key)} for {timeout:g} seconds "
+                f"{self.identifier}: {turn.holder} has been computing the value of {shown(key)} for {timeout:g} s "
                 "or more. It is computed here, too; later ones that take as long are not mentioned. Pass a longer "
                 "timeout to wait longer, or end that process if it hangs.",
                 "over",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextvars import copy_context
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from persistent_dict._single_flight import check_recursion
 from persistent_dict._steps import Outcome, Work
@@ -24,7 +24,7 @@ class _Shared:
 
     __slots__ = ("task", "waiting")
 
-    def __init__(self, task: asyncio.Task[Outcome[object]]) -> None:
+    def __init__(self, task: asyncio.Task[Any]) -> None:
         self.task = task
         self.waiting = 0
 
@@ -48,7 +48,7 @@ async def resolve(
             shared = _shared[place] = _Shared(asyncio.ensure_future(_alone(begin, compute)))
             shared.task.add_done_callback(lambda task: _end(place, task))
         await _wait_for(shared)
-        task: asyncio.Task[Outcome[V]] = shared.task  # type: ignore[assignment]  # the slot tells whose value it is
+        task: asyncio.Task[Outcome[V]] = shared.task
         if is_first:
             return task.result()
         if not task.cancelled() and task.exception() is None:
@@ -56,7 +56,7 @@ async def resolve(
             return outcome if outcome.how == "found" else outcome._replace(how="waited")
 
 
-def _end(place: tuple[asyncio.AbstractEventLoop, Slot], task: asyncio.Task[Outcome[object]]) -> None:
+def _end(place: tuple[asyncio.AbstractEventLoop, Slot], task: asyncio.Task[Any]) -> None:
     del _shared[place]
     if not task.cancelled():
         task.exception()  # seen, even if all who waited have gone

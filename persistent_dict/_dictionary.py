@@ -8,6 +8,7 @@ from collections import namedtuple
 from collections.abc import Mapping
 from errno import EACCES, ENOENT, ENOTDIR, EPERM, EROFS
 from hashlib import blake2b
+from weakref import WeakValueDictionary
 
 from persistent_dict import _fs, _log
 from persistent_dict._lru import Lru
@@ -50,13 +51,20 @@ if TYPE_CHECKING:
         stores: int
         in_memory: int
         waits: int
-        seconds_saved: float
 else:
-    CacheInfo = namedtuple("CacheInfo", "memory_hits disk_hits misses stores in_memory waits seconds_saved")
+    CacheInfo = namedtuple("CacheInfo", "memory_hits disk_hits misses stores in_memory waits")
 
 _ATTEMPTS = 100  # at an entry that others keep adding and removing
 _UNWRITABLE = frozenset({EACCES, ENOENT, ENOTDIR, EPERM, EROFS})  # a place that is missing, or not ours to write to
 _HEX = frozenset("0123456789abcdef")
+
+_in_default_place: WeakValueDictionary[int, Dictionary[Any, Any]] = WeakValueDictionary()  # by id
+
+
+def displace_all() -> None:
+    """Let every dictionary of this process that was given no place look for the default place again."""
+    for dictionary in list(_in_default_place.values()):
+        dictionary._displace()
 
 
 class Dictionary(Mapping["K", "V"]):
@@ -94,24 +102,47 @@ class Dictionary(Mapping["K", "V"]):
         self.identifier = identifier
         self.key_builder: Callable[[Any], str] = KeyBuilder() if key_builder is None else key_builder
         self._format: Format = find_format(format)
-        if store is None:
-            self.container_dir = os.fspath(container_dir or _fs.default_container_dir())
-            self.filename = container_path(self.container_dir, identifier, self._format)
-            store = DiskStore(self.filename, self._format.name, identifier, **given)  # type: ignore[arg-type]  # typed above
-        else:
-            self.container_dir = self.filename = ""
-        self._store = store
+        self._options: dict[str, Any] = given
         self._on_invalid = on_invalid
         self._must_be_durable = durability == "durable"
         self._warned: set[str] = set()
         self._memory_size = in_mem_cache_size
         self._memory_hits = self._disk_hits = self._misses = self._stores = self._waits = 0
-        self._seconds_saved = 0.0
         self._prepare()
+        self._store: Any = store
+        if store is not None:
+            self.container_dir = self.filename = ""
+            return
+        self._place(os.fspath(container_dir or ""))  # now, to raise what is wrong with the options
+        if not container_dir:
+            self._displace()
+
+    def _place(self, container_dir: str) -> None:
+        self.container_dir = container_dir
+        self.filename = container_path(container_dir, self.identifier, self._format)
+        self._store = DiskStore(self.filename, self._format.name, self.identifier, **self._options)
+
+    def _displace(self) -> None:
+        """Forget where the container is; the next use looks for the default place."""
+        _in_default_place[id(self)] = self
+        for name in ("container_dir", "filename", "_store"):
+            vars(self).pop(name, None)
+        self._memory = Lru(self._memory_size)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name):
+            # Only asked for what is not there: the place, before the first use.
+            if name not in ("container_dir", "filename", "_store"):
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            self._place(_fs.default_container_dir())
+            return vars(self)[name]
 
     def _prepare(self) -> None:
         """Make what does not go into a pickle."""
         self._memory = Lru(self._memory_size)
+        # Asking each time would double the time of a hit in memory: these are told if the last word on the store was.
+        self._is_heard = _log.listener() is not None
         builder = self.key_builder
         self._digest: Callable[[Any], tuple[Digest, bool]] = self._foreign_digest
         self._plain_types: frozenset[type] = frozenset()
@@ -237,7 +268,6 @@ class Dictionary(Mapping["K", "V"]):
             self._tell("miss", key)
             raise
         self._disk_hits += 1
-        self._seconds_saved += part.seconds
         self._tell("hit in the store", key)
         return value, stored_key, part.seconds
 
@@ -374,11 +404,6 @@ class Dictionary(Mapping["K", "V"]):
 
     # Telling
 
-    def _count_memory_hit(self, seconds: float, key: K) -> None:
-        self._memory_hits += 1
-        self._seconds_saved += seconds
-        self._tell("hit in memory", key)
-
     def _warn_once(self, text: str, what: str) -> None:
         """Warn that something cannot be kept, the first time that it is `what`."""
         if what not in self._warned:
@@ -387,23 +412,17 @@ class Dictionary(Mapping["K", "V"]):
 
     def _tell(self, what: str, key: object) -> None:
         log = _log.listener()
+        self._is_heard = log is not None
         if log is not None:
             log.debug("%s: %s: %s", self.identifier, what, shown(key))
 
     # The object itself
 
     def cache_info(self) -> CacheInfo:
-        """Return what this object has done: hits in memory, hits on disk, misses, stores, waits for somebody else who
-        computed; how many values are in memory; and how many seconds of computing the hits have saved."""
-        return CacheInfo(
-            self._memory_hits,
-            self._disk_hits,
-            self._misses,
-            self._stores,
-            len(self._memory),
-            self._waits,
-            self._seconds_saved,
-        )
+        """Return the counts of hits in memory, hits on disk, misses and stores, the number of values in memory, and how
+        often somebody else was waited for who computed."""
+        hits, reads = self._memory_hits, self._disk_hits
+        return CacheInfo(hits, reads, self._misses, self._stores, len(self._memory), self._waits)
 
     def close(self) -> None:
         """Forget what is in memory. Nothing else is held; the dictionary can still be used."""
@@ -421,7 +440,10 @@ class Dictionary(Mapping["K", "V"]):
 
     def __getstate__(self) -> dict[str, Any]:
         left_out = ("_memory", "_digest", "_plain_types")
-        return {name: value for name, value in vars(self).items() if name not in left_out}
+        return {
+            "filename": self.filename,
+            **{name: value for name, value in vars(self).items() if name not in left_out},
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)

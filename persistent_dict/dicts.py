@@ -108,7 +108,9 @@ class WriteOncePersistentDict(ComputingDictionary["K", "V"]):
             found = self._load(key, *((digest, proven) if digest else self._digest(key)))
             self._memory.put(slot, found)
         elif proven or self._are_equal(found[1], key):
-            self._count_memory_hit(found[2], key)
+            self._memory_hits += 1
+            if self._is_heard:
+                self._tell("hit in memory", key)
         else:
             self._collide(key)
         return found
@@ -156,7 +158,9 @@ class PersistentDict(ComputingDictionary["K", "V"], MutableMapping["K", "V"]):
             if found is not None and info is not None and found[1] == info.stamp:
                 if not proven and not self._are_equal(found[0][1], key):
                     self._collide(key)
-                self._count_memory_hit(found[0][2], key)
+                self._memory_hits += 1
+                if self._is_heard:
+                    self._tell("hit in memory", key)
                 return found[0]
         loaded = self._load(key, digest, proven)
         if info is not None and info.settled:

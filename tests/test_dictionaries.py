@@ -175,7 +175,7 @@ def test_cache_info_counts(kind, tmp_path):
     for _ in range(3):
         d["k"]
     d.get("absent")
-    assert d.cache_info() == (2, 1, 1, 1, 1, 0, 0.0)
+    assert d.cache_info() == (2, 1, 1, 1, 1, 0)
     assert d.cache_info().memory_hits == 2
 
 

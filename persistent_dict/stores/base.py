@@ -120,7 +120,7 @@ class Lock(Protocol):
     def acquire(self) -> bool:
         """Try to take it, without waiting. False: somebody else holds it. True also where it cannot be had."""
 
-    def release(self) -> None:
+    def release(self) -> object:
         """Free it, if it is held."""
 
     def holder(self) -> str:

@@ -282,7 +282,7 @@ class DiskStore(MutableStore):
             yield from self._loose.digests()
 
     def sweep(self) -> int:
-        """Remove what killed writers left: lock files, and over an hour ago in the staging directory. Return how many."""
+        """Remove what killed writers left: locks, and what they staged over an hour ago. Return how many."""
         if not self.open():
             return 0
         locks = [self._lock(name.removesuffix(".lock")) for name in _fs.list_directory(f"{self.path}/locks")]
