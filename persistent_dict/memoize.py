@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from hashlib import blake2b
 
-from persistent_dict._calls import CallKeys
 from persistent_dict._computing import DEFAULT_TIMEOUT, ComputingDictionary, Explanation
 from persistent_dict._memoized import FunctionInfo
 from persistent_dict.dicts import PersistentDict
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from typing import Any, TypeVar
 
+    from persistent_dict._calls import CallKeys
     from persistent_dict._memoized import Memoize
     from persistent_dict._steps import Outcome
 
@@ -128,6 +128,8 @@ class _Decorator:
 
     def __call__(self, function: Any) -> Any:
         import inspect
+
+        from persistent_dict._calls import CallKeys
 
         if isinstance(function, (staticmethod, classmethod)):
             return type(function)(self(function.__func__))

@@ -1,29 +1,56 @@
-"""What every store must do, as test classes that people run on a store of their own.
+"""For people's own tests: an empty cache for the time of a test, and what every store must do.
+
+    with temporary_cache():
+        ...                              # no dictionary sees or changes what is in the user's cache
 
     class TestMyStore(StoreContract):
         def make_store(self):
             return MyStore(...)          # empty, and a new one each time
 
-pytest finds the methods; nothing here needs it.
+pytest finds the methods, and has a fixture `temporary_cache` where this package is installed; nothing here needs it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 import threading
+from contextlib import contextmanager
 
+from persistent_dict._dictionary import displace_all
 from persistent_dict.stores.base import Entry, Part
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from persistent_dict.stores.base import Digest, MutableStore, Store
 
 _MANY = 300  # entries; more than one shard of a sharded store gets
 _THREADS = 8
 _LARGE = 3 * 1024 * 1024 + 17  # bytes; more than a store may read at once, and no round number
+
+
+@contextmanager
+def temporary_cache() -> Iterator[str]:
+    """Give every dictionary that was given no place a new, empty directory; yield its path, and remove it at the end.
+
+    That goes for dictionaries and memoized functions of this process, made before or inside, and for those of processes
+    that are started inside. A `container_dir` or `store` that was given stays. What was in memory is forgotten.
+    """
+    with tempfile.TemporaryDirectory(prefix="persistent_dict-") as directory:
+        before = os.environ.get("PERSISTENT_DICT_DIR")
+        os.environ["PERSISTENT_DICT_DIR"] = directory
+        displace_all()
+        try:
+            yield directory
+        finally:
+            if before is None:
+                del os.environ["PERSISTENT_DICT_DIR"]
+            else:
+                os.environ["PERSISTENT_DICT_DIR"] = before
+            displace_all()
 
 
 def make_digest(text: str) -> Digest:

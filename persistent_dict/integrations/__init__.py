@@ -1,0 +1,1 @@
+"""What ties this package to others: one module each, and the only one that imports it."""
