@@ -81,6 +81,13 @@ class CallKeys:
             ])  # fmt: skip
         return (*(self._prefix or self._make_prefix()), values)
 
+    def update_persistent_hash(self, key_hash: Any, key_builder: Any) -> None:
+        """Write what tells the function, with its defaults and enclosing names, where it is itself part of a key."""
+        prefix = self._prefix or self._make_prefix()
+        defaults = tuple((name, self._standing_for(value, name)) for name, value in self._defaults.items())
+        enclosing = tuple((name, self._standing_for(self._enclosed(cell), name)) for name, cell in self._cells)
+        key_builder.rec(key_hash, (*prefix, defaults, enclosing))
+
     def _make_prefix(self) -> tuple[Any, ...]:
         names = "" if self._key else ", ".join(name for _, name, _ in self._counted)
         code = code_checksum(self._code, self._source, self._function)

@@ -187,6 +187,11 @@ class Encodings:
     def update_for_function(self, key_hash: Any, key: Any) -> None:
         if key.__name__ == "<lambda>":
             raise UnkeyableError("is a lambda, which has no name to tell it from another. Define it with def")
+        own = vars(key).get("update_persistent_hash")
+        if own is not None:  # a memoized function
+            _set(key_hash, stable=False, proven=False)
+            key_hash.update(b"\x80w" + self.inner_digest(key_hash, lambda inner: own(inner, self)))
+            return
         key_hash.update(b"\x80F" + _type_name(key))
         cells = tuple(cell.cell_contents for cell in key.__closure__ or ())
         keyword_defaults = tuple(sorted((key.__kwdefaults__ or {}).items()))

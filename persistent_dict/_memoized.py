@@ -50,6 +50,7 @@ if TYPE_CHECKING:
         """What `memoize` makes of a function.
 
         The parameters of the methods that ask for one result are the function's; for a method, the object comes first.
+        mypy 2.4 does not see that ``@classmethod`` over ``@memoize`` binds the class, and asks for it as an argument.
         """
 
         __name__: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import marshal
 import os
+import random
 import sys
 import sysconfig
 import tempfile
@@ -61,39 +62,34 @@ def _modules() -> Iterable[str]:
 
 
 def _one_run(name: str, modules: list[str], jobs: int, directory: str) -> str:
-    """Let every process ask for every module, each beginning elsewhere. Return a checksum of all results."""
+    """Let every process ask for every module, each in an order of its own. Return a checksum of all results."""
     begin = time.perf_counter()
-    orders = [modules[i * len(modules) // jobs :] + modules[: i * len(modules) // jobs] for i in range(jobs)]
+    orders = [random.Random(i).sample(modules, len(modules)) for i in range(jobs)]  # noqa: S311  # no secret
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         reports = list(pool.map(partial(_ask_for_all, directory), orders))
     seconds = time.perf_counter() - begin
-    computed = sum(report[0] for report in reports)
-    read = sum(report[1] for report in reports)
-    working = sum(report[2] for report in reports)
-    checksums = {report[3] for report in reports}
+    times = [second for report in reports for second in report[0]]
+    waits = sum(report[1] for report in reports)
+    checksums = {report[2] for report in reports}
     if len(checksums) > 1:
         raise RuntimeError("the processes were given different results")
-    print(f"{name}: {computed:5} compiled, {read:5} read from the cache, {seconds:6.2f} s ({working:.2f} s compiling)")
+    print(
+        f"{name}: {len(times):5} compiled, {jobs * len(modules) - len(times):5} read from the cache "
+        f"({waits} after a wait), {seconds:6.2f} s ({sum(times):.2f} s compiling)"
+    )
     return checksums.pop()
 
 
-def _ask_for_all(directory: str, modules: list[str]) -> tuple[int, int, float, str]:
-    """Return how many modules were compiled and read, the seconds spent on compiling, and a checksum of all."""
+def _ask_for_all(directory: str, modules: list[str]) -> tuple[list[float], int, str]:
+    """Return the seconds that each compilation took, how often another process was waited for, and a checksum of all
+    results."""
     cache = open_cache(directory)
-    computed, working, codes = 0, 0.0, {}
+    times: list[float] = []
+    codes = {}
     for path in modules:
         key, source = key_of(path)
-        try:
-            codes[path] = cache[key]
-        except KeyError:
-            begin = time.perf_counter()
-            compiled = _compile(path, source)
-            working += time.perf_counter() - begin
-            computed += 1
-            # Another process may have stored its own meanwhile: all go on with that one. It need not have the same
-            # bytes: before Python 3.11 the order of a frozenset in a code object depends on the hash seed.
-            codes[path] = cache.setdefault(key, compiled)
-    return computed, len(modules) - computed, working, _checksum(codes)
+        codes[path] = cache.get_or_compute(key, partial(_compile, path, source, times))
+    return times, cache.cache_info().waits, _checksum(codes)
 
 
 def key_of(path: str) -> tuple[tuple[object, ...], bytes]:
@@ -103,15 +99,18 @@ def key_of(path: str) -> tuple[tuple[object, ...], bytes]:
     return ("compile", os.path.basename(path), hashlib.sha256(source).digest(), flags), source
 
 
-def _compile(path: str, source: bytes) -> bytes:
+def _compile(path: str, source: bytes, times: list[float]) -> bytes:
     """Return a module's code object as bytes; none for a file that is wrong on purpose, for Python's own tests."""
+    begin = time.perf_counter()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the library's own SyntaxWarnings
             code = compile(source, os.path.basename(path), "exec", dont_inherit=True)
+        return marshal.dumps(code, 2)  # version 2 has no references, so that equal code gives equal bytes
     except (SyntaxError, ValueError):
         return b""
-    return marshal.dumps(code, 2)  # version 2 has no references, so that equal code gives equal bytes
+    finally:
+        times.append(time.perf_counter() - begin)
 
 
 def _checksum(codes: dict[str, bytes]) -> str:

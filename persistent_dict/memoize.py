@@ -229,6 +229,7 @@ class _Memo:
 
         update_wrapper(wrapper, self.function)
         wrapper.cache = self.cache
+        wrapper.update_persistent_hash = self.keys.update_persistent_hash  # its own closure is no part of a key
         wrapper.refresh = refresh
         for offered in (
             self.cache_info, self.cache_clear, self.cache_key, self.cache_contains,

@@ -40,6 +40,8 @@ def test_the_demonstration_computes_once_and_then_reads(demo):
     assert modules > 400
     assert int(first[0]) + int(first[1]) == int(second[1]) == 2 * modules
     assert second[0] == "0"
+    entries = int(re.search(r"\((\d+) entries", done.stdout).group(1))
+    assert int(first[0]) == entries  # nothing was compiled twice
     assert "byte-identical in both runs: yes" in done.stdout
 
 

@@ -450,9 +450,7 @@ def test_a_thread_that_computes_is_named_too(d):
 
 def test_fork_while_another_thread_computes_does_not_hang_the_child(d):
     begun, end = threading.Event(), threading.Event()
-    thread = threading.Thread(
-        target=lambda: d.get_or_compute("k", lambda: begun.set() or (end.wait(30) and "parent's"))
-    )
+    thread = threading.Thread(target=lambda: d.get_or_compute("k", lambda: begun.set() or (end.wait(30) and "late")))
     thread.start()
     begun.wait(10)
     child = os.fork()
