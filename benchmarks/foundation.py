@@ -164,12 +164,14 @@ def _run_time(statement: str, environment: dict[str, str]) -> float:
     return time.perf_counter() - begin
 
 
-def _print_table(title: str, figures: dict[tuple[str, str], list[float]]) -> None:
+def print_table(title: str, figures: dict[tuple[str, str], list[float]]) -> None:
+    """Print the medians and quartiles of the figures, question by question."""
     print(f"\n{title}\n\n| question | library | median | quartiles | times ours |\n|---|---|---:|---:|---:|")
     for (question, library), values in sorted(figures.items(), key=lambda item: item[0][0]):
         low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
         ours = statistics.median(figures[question, Ours.name])
-        print(f"| {question} | {library} | {middle:.2f} | {low:.2f} to {high:.2f} | {middle / ours:.1f} |")
+        ratio = f"{middle / ours:.1f}" if ours else ""
+        print(f"| {question} | {library} | {middle:.2f} | {low:.2f} to {high:.2f} | {ratio} |")
 
 
 def main() -> None:
@@ -180,24 +182,28 @@ def main() -> None:
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     rounds = 3 if options.quick else 11
-    packages = ("pytools", "diskcache", "joblib")
-    print(
-        f"Python {platform.python_version()}, {platform.system()} {platform.release()} {platform.machine()}, "
-        f"{os.cpu_count()} cores; {', '.join(f'{name} {version(name)}' for name in packages)}; {rounds} rounds"
-    )
+    print(f"{machine('pytools', 'diskcache', 'joblib')}; {rounds} rounds")
     made = []
     try:
         for place in options.dir or [tempfile.gettempdir(), "/dev/shm"]:
             made.append(tempfile.mkdtemp(prefix="persistent_dict-benchmark-", dir=place))
-            file_system = _file_system(place)
-            _print_table(f"Microseconds an operation, {file_system}", ask(made[-1], rounds))
-        _print_table("Milliseconds", import_times(rounds))
+            print_table(f"Microseconds an operation, {file_system(place)}", ask(made[-1], rounds))
+        print_table("Milliseconds", import_times(rounds))
     finally:
         for directory in made:
             shutil.rmtree(directory)
 
 
-def _file_system(path: str) -> str:
+def machine(*packages: str) -> str:
+    """Return what the figures depend on."""
+    return (
+        f"Python {platform.python_version()}, {platform.system()} {platform.release()} {platform.machine()}, "
+        f"{os.cpu_count()} cores; {', '.join(f'{name} {version(name)}' for name in packages)}"
+    )
+
+
+def file_system(path: str) -> str:
+    """Return the type of the file system that a directory is on."""
     found = subprocess.run(["stat", "-f", "-c", "%T", path], capture_output=True, text=True, check=False)
     return found.stdout.strip().replace("ext2/ext3", "ext4") or path
 

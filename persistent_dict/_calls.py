@@ -13,16 +13,15 @@ if TYPE_CHECKING:
 
 _CODES = ("ast", "source", None)
 _NUMBERS = frozenset({bool, int, float, type(None)})
-_TEXTS = frozenset({str, bytes})
-_LONGEST = 500  # characters, bytes or items; what is longer stands in a key by its digest
+_LONGEST = 500  # characters; a longer text stands in a key by its digest
 
 
 class CallKeys:
-    """The keys of one function's results: ``(name, version, code, names, values)``.
+    """The keys of one function's results: ``(name, version, code, names, *values)``.
 
     The function's module and qualified name; the version that was given; a checksum of its code; the names of the
-    parameters that count; and their values. What is no number, short text or tuple of numbers stands there as
-    ``("digest", digest)``: a key must not hold a second copy of an array. The options are those of `memoize`.
+    parameters that count; and their values. What is no number or short text stands there by its digest, as bytes: a
+    key must not hold a second copy of an array, and flat keys are found fastest. The options are those of `memoize`.
 
     Attributes
     ----------
@@ -75,18 +74,18 @@ class CallKeys:
             values = self._bound(args, kwargs)
             if not self._all_count:
                 values = self._counting(values)
-            values = tuple([
+            values = [
                 value if type(value) in _NUMBERS else self._standing_for(value, self._counted[i][1])
                 for i, value in enumerate(values)
-            ])  # fmt: skip
-        return (*(self._prefix or self._make_prefix()), values)
+            ]
+        return (*(self._prefix or self._make_prefix()), *values)
 
     def update_persistent_hash(self, key_hash: Any, key_builder: Any) -> None:
         """Write what tells the function, with its defaults and enclosing names, where it is itself part of a key."""
         prefix = self._prefix or self._make_prefix()
         defaults = tuple((name, self._standing_for(value, name)) for name, value in self._defaults.items())
         enclosing = tuple((name, self._standing_for(self._enclosed(cell), name)) for name, cell in self._cells)
-        key_builder.rec(key_hash, (*prefix, defaults, enclosing))
+        key_builder.rec(key_hash, (prefix, defaults, enclosing))
 
     def _make_prefix(self) -> tuple[Any, ...]:
         names = "" if self._key else ", ".join(name for _, name, _ in self._counted)
@@ -95,13 +94,10 @@ class CallKeys:
         return self._prefix
 
     def _standing_for(self, value: Any, name: str) -> Any:
-        kind = type(value)
-        if kind in _NUMBERS or (kind in _TEXTS and len(value) <= _LONGEST):
-            return value
-        if kind is tuple and len(value) <= _LONGEST and all(type(item) in _NUMBERS for item in value):
+        if type(value) in _NUMBERS or (type(value) is str and len(value) <= _LONGEST):
             return value
         try:
-            return ("digest", self._key_builder(value))  # no tuple with a text in it stands for itself
+            return self._key_builder(value).encode()  # so no bytes stand for themselves
         except UnkeyableError as error:
             ways = f"In @memoize, ignore=({name!r},) leaves it out, and key_by={{{name!r}: ...}} says what counts of it"
             raise UnkeyableError(f"{error.problem}. {ways}", (f" of {self.name}, {name}", *error.where)) from None
@@ -121,13 +117,19 @@ class CallKeys:
         self._names = tuple(self._signature.parameters)
         self._positional = sum(parameter.kind is not inspect.Parameter.KEYWORD_ONLY for parameter in parameters)
         self._defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+        # By the number of positional arguments: what follows them where nothing else is given.
+        self._rest = {
+            count: tuple(self._defaults[name] for name in self._names[count:])
+            for count in range(self._positional + 1)
+            if self._is_simple and self._defaults.keys() >= set(self._names[count:])
+        }
 
     def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         """Return the values of all parameters, in their order. `inspect` takes five times as long for a usual call."""
+        if not kwargs and len(args) in self._rest:
+            return args + self._rest[len(args)]
         if self._is_simple and len(args) <= self._positional:
             rest = self._names[len(args) :]
-            if not rest and not kwargs:
-                return args
             if kwargs.keys() <= set(rest) and all(name in kwargs or name in self._defaults for name in rest):
                 return args + tuple([kwargs[name] if name in kwargs else self._defaults[name] for name in rest])
         try:

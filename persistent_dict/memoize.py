@@ -277,9 +277,9 @@ class _Memo:
         explanation: Explanation = self.cache.explain(key)
         if explanation.verdict != "absent":
             return explanation
-        name, version, code, names, values = key
+        name, version, code, names, *values = key
         for other in self.cache:
-            if _is_of(other, name) and other[4] == values:
+            if _is_of(other, name) and [*other[4:]] == values:
                 changed = [what for what, ours, its in zip(
                     (f"version {other[1]!r} and not {version!r}", "other code", f"the parameters ({other[3]})"),
                     (version, code, names), other[1:4], strict=True,
@@ -316,4 +316,4 @@ class _Memo:
 
 def _is_of(key: object, name: str) -> bool:
     """Whether a key of a shared dictionary is that of a result of the function `name`."""
-    return isinstance(key, tuple) and len(key) == 5 and key[0] == name
+    return isinstance(key, tuple) and len(key) >= 4 and key[0] == name
