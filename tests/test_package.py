@@ -64,7 +64,7 @@ def test_the_first_example_of_the_readme_runs(tmp_path, monkeypatch):
         return f"code for {arguments}"
 
     for _ in range(2):  # as two programs would
-        names = {"generate": generate}
+        names = {"generate": generate, "__name__": "example"}
         exec(example, names)
         assert names["generated"]("axpy", 3, "float32") == "code for ('axpy', 3, 'float32')"
     assert len(calls) == 1
