@@ -5,8 +5,8 @@
 Two questions, asked of every library in turn, round after round:
 
 - a hit: microseconds a call, for results that are there; functools.lru_cache, which keeps nothing, is the floor;
-- a cold start: 8 processes ask for the same 100 results, all in the same order (as MPI ranks do), or each in an order of
-  its own; a result takes 50 ms (asleep, so that the number of cores does not matter). Computing each once takes
+- a cold start: 8 processes ask for the same 100 results, all in the same order (as MPI ranks do), or each in an
+  order of its own; a result takes 50 ms (asleep: the number of cores does not matter). Computing each once takes
   100 * 50 ms = 5 s in the same order, and could take an eighth of that, 0.625 s, in different ones.
 
 Each library gets its fairest settings (said at its function) and a new directory; all are removed at the end only.

@@ -54,9 +54,8 @@ def test_every_exception_has_the_one_root(name):
     assert issubclass(getattr(persistent_dict, name), persistent_dict.PersistentDictError)
 
 
-def test_the_first_example_of_the_readme_runs(tmp_path, monkeypatch):
-    monkeypatch.setenv("PERSISTENT_DICT_DIR", str(tmp_path))
-    example = re.search(r"```python\n(.*?)```", README.read_text(), re.DOTALL).group(1)
+def test_the_first_examples_of_the_readme_run(temporary_cache):
+    first, second = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)[:2]
     calls = []
 
     def generate(*arguments):
@@ -65,9 +64,11 @@ def test_the_first_example_of_the_readme_runs(tmp_path, monkeypatch):
 
     for _ in range(2):  # as two programs would
         names = {"generate": generate, "__name__": "example"}
-        exec(example, names)
+        exec(first, names)
         assert names["generated"]("axpy", 3, "float32") == "code for ('axpy', 3, 'float32')"
-    assert len(calls) == 1
+        exec(second, names)
+        assert names["code"] == "code for ('axpy', 1000, 'float32')"
+    assert len(calls) == 2
 
 
 def test_the_readme_has_no_gap():
