@@ -52,7 +52,9 @@ class CallKeys:
         self._function = function
         self._version = version
         self._code = code
-        self._source = source_of(function) if code else ""  # now: the file may be edited while this program runs
+        self._layers = layers_of(function)
+        # Now: the file may be edited while this program runs.
+        self._sources = [source_of(layer) for layer in self._layers] if code else []
         self._key = key
         self._key_builder: Callable[[Any], str] = key_builder or ContentKeyBuilder()
         self._prefix: tuple[Any, ...] = ()
@@ -89,7 +91,7 @@ class CallKeys:
 
     def _make_prefix(self) -> tuple[Any, ...]:
         names = "" if self._key else ", ".join(name for _, name, _ in self._counted)
-        code = code_checksum(self._code, self._source, self._function)
+        code = code_checksum(self._code, self._layers, self._sources)
         self._prefix = (self.name, self._standing_for(self._version, "version"), code, names)
         return self._prefix
 
@@ -142,7 +144,6 @@ class CallKeys:
     # What a nested function takes from the enclosing one
 
     def _look_at_enclosing_names(self) -> None:
-        self._layers = layers_of(self._function)
         self._cells = tuple(
             cell
             for layer in self._layers

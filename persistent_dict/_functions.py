@@ -38,21 +38,24 @@ def layers_of(function: Any) -> list[Any]:
 
 
 def source_of(function: Any) -> str:
-    """Return a function's source text, "" where there is none."""
+    """Return the source text of a function written in Python, not of what it wraps; "" where there is none."""
     import inspect
 
     try:
-        return inspect.getsource(inspect.unwrap(function))
-    except (OSError, TypeError):  # typed into a shell, compiled from a text, written in C
+        return inspect.getsource(function.__code__)
+    except OSError:  # typed into a shell, compiled from a text
         return ""
 
 
-def code_checksum(code: str | None, source: str, function: Any) -> str:
-    """Return a checksum of what `code` says of a function: see `memoize`."""
+def code_checksum(code: str | None, layers: list[Any], sources: list[str]) -> str:
+    """Return a checksum of what `code` says of a function's layers: see `memoize`."""
     if code is None:
         return ""
-    text = (_meaning(source) if code == "ast" else source) or _bytecode(function)
-    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+    checksum = blake2b(digest_size=16)
+    for layer, source in zip(layers, sources, strict=True):
+        text = (_meaning(source) if code == "ast" else source) or _bytecode(layer.__code__)
+        checksum.update(blake2b(text.encode("utf-8", "surrogatepass")).digest())
+    return checksum.hexdigest()
 
 
 def _meaning(source: str) -> str:
@@ -73,18 +76,11 @@ def _meaning(source: str) -> str:
     return ast.dump(node)
 
 
-def _bytecode(function: Any) -> str:
-    """Return a text for a function's bytecode and that of the functions in it, without line numbers and file names;
-    "" for a function that has none. A frozenset's order depends on the hash seed."""
-    import inspect
-
-    def text(constant: Any) -> str:
-        if isinstance(constant, frozenset):
-            return f"frozenset({sorted(map(text, constant))})"
-        if not inspect.iscode(constant):
-            return repr(constant)
-        constants = [text(inner) for inner in constant.co_consts]
-        return repr((constant.co_code, constants, constant.co_names, constant.co_varnames, constant.co_freevars))
-
-    inner = inspect.unwrap(function)
-    return text(inner.__code__) if inspect.isfunction(inner) else ""
+def _bytecode(constant: Any) -> str:
+    """Return a text for a code object or one of its constants, without line numbers and file names."""
+    if isinstance(constant, frozenset):  # its order depends on the hash seed
+        return f"frozenset({sorted(map(_bytecode, constant))})"
+    if not hasattr(constant, "co_code"):
+        return repr(constant)
+    constants = [_bytecode(inner) for inner in constant.co_consts]
+    return repr((constant.co_code, constants, constant.co_names, constant.co_varnames, constant.co_freevars))

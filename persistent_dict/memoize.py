@@ -49,8 +49,10 @@ def memoize(  # type: ignore[no-redef]  # its types are above
     ----------
     function : callable, or dictionary, or str, optional
         The function; or a `PersistentDict` or `WriteOncePersistentDict` to keep results in, or the identifier of one;
-        several functions may share it. Default: a `PersistentDict` named after the function. Of a
-        `WriteOncePersistentDict` nothing can be removed: `cache_clear`, `cache_delete` and `refresh` raise `TypeError`.
+        several functions may share it. Default: a `PersistentDict` named after the function. One that is made here
+        keeps nothing in memory, so that each call returns an object of its own, which may be changed; one that is given
+        may (`in_mem_cache_size`). Of a `WriteOncePersistentDict` nothing can be removed: `cache_clear`, `cache_delete`
+        and `refresh` raise `TypeError`.
     version : object
         Anything that can be part of a key. Other versions' results stay, and are hit again when the version returns.
     code : str or None
@@ -136,7 +138,9 @@ class _Decorator:
         _check(function)
         keys, cache = CallKeys(function, **self._keys), self._cache
         if not isinstance(cache, ComputingDictionary):
-            cache = PersistentDict(cache or keys.identifier, on_invalid=self._on_invalid)
+            # No memory: every call returns an object of its own, as the function does. A list that one caller changes
+            # would be another's wrong result.
+            cache = PersistentDict(cache or keys.identifier, on_invalid=self._on_invalid, in_mem_cache_size=0)
         memo = _Memo(function, keys, cache)
         is_async = inspect.iscoroutinefunction(inspect.unwrap(function))
         return (_async_wrapper if is_async else _wrapper)(memo, self._limits)

@@ -172,6 +172,21 @@ class StoreContract:
         assert store.add(make_digest("0"), make_entry(b"new")) is True
         assert contents(store.get_value(make_digest("0"))) == (b"new", [])
 
+    def test_a_lock_has_one_holder(self) -> None:
+        store = self.make_store()
+        one, two, other = (store.lock(make_digest(name)) for name in "aab")
+        if one is None or two is None or other is None:
+            return  # a place without locks
+        for first, second in ((one, two), (two, one)):
+            assert first.acquire() is True
+            assert second.acquire() is False
+            assert isinstance(second.holder(), str)
+            assert other.acquire() is True
+            first.release()
+            other.release()
+        one.release()  # it is not held: nothing happens
+        assert list(store.scan()) == []
+
     def test_place_tells_entries_apart(self) -> None:
         store = self.make_store()
         assert store.place(make_digest("a")) != store.place(make_digest("b"))

@@ -7,6 +7,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import importlib.util
+import inspect
 import json
 import multiprocessing
 import os
@@ -317,6 +318,38 @@ def test_enclosing_names_of_a_decorator_below_count():
         return f
 
     assert [make(2)(5), make(3)(5)] == [10, 15]
+
+
+def test_the_code_of_a_decorator_below_counts():
+    def doubled(function):
+        @functools.wraps(function)
+        def wrapper(x):
+            return 2 * function(x)
+
+        return wrapper
+
+    def tripled(function):
+        @functools.wraps(function)
+        def wrapper(x):
+            return 3 * function(x)
+
+        return wrapper
+
+    def f(x):
+        return x
+
+    assert [memoize(decorate(f))(5) for decorate in (doubled, tripled)] == [10, 15]
+
+
+def test_every_call_returns_an_object_of_its_own():
+    @memoize
+    def f():
+        return [1]
+
+    for _ in range(3):
+        result = f()
+        assert result == [1]
+        result.append("a caller's")
 
 
 def test_an_enclosing_name_without_encoding_is_an_error_or_ignored():
@@ -969,7 +1002,7 @@ def test_1000_coroutines_compute_once():
     assert f.cache_info().hits == f.cache_info().waits == 999
     assert asyncio.run(main()) == [1] * 1000  # another loop, from the store
     assert calls == [1]
-    assert asyncio.iscoroutinefunction(f)
+    assert inspect.iscoroutinefunction(f)
 
 
 def test_coroutines_with_other_keys_do_not_wait():
