@@ -9,18 +9,12 @@ fairest settings (said at its class) and a new directory, and all directories ar
 
 from __future__ import annotations
 
-import argparse
 import os
-import platform
-import shutil
-import statistics
 import subprocess
 import sys
-import tempfile
 import time
-import warnings
-from importlib.metadata import version
 
+from benchmarks.harness import OURS, print_table, run
 from persistent_dict import KeyBuilder, PersistentDict, WriteOncePersistentDict
 
 TYPE_CHECKING = False
@@ -41,7 +35,7 @@ KEY_KINDS = {
 class Ours:
     """The defaults."""
 
-    name = "persistent_dict"
+    name = OURS
 
     def __init__(self, directory: str, memory: int = 0) -> None:
         self.cache: Any = WriteOncePersistentDict("benchmark", container_dir=directory, in_mem_cache_size=memory)
@@ -164,48 +158,14 @@ def _run_time(statement: str, environment: dict[str, str]) -> float:
     return time.perf_counter() - begin
 
 
-def print_table(title: str, figures: dict[tuple[str, str], list[float]]) -> None:
-    """Print the medians and quartiles of the figures, question by question."""
-    print(f"\n{title}\n\n| question | library | median | quartiles | times ours |\n|---|---|---:|---:|---:|")
-    for (question, library), values in sorted(figures.items(), key=lambda item: item[0][0]):
-        low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
-        ours = statistics.median(figures[question, Ours.name])
-        ratio = f"{middle / ours:.1f}" if ours else ""
-        print(f"| {question} | {library} | {middle:.2f} | {low:.2f} to {high:.2f} | {ratio} |")
-
-
 def main() -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.foundation", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="few rounds")
-    parser.add_argument("--dir", action="append", help="where to work; again for another file system")
-    options = parser.parse_args()
-    warnings.simplefilter("ignore")
-    rounds = 3 if options.quick else 11
-    print(f"{machine('pytools', 'diskcache', 'joblib')}; {rounds} rounds")
-    made = []
-    try:
-        for place in options.dir or [tempfile.gettempdir(), "/dev/shm"]:
-            made.append(tempfile.mkdtemp(prefix="persistent_dict-benchmark-", dir=place))
-            print_table(f"Microseconds an operation, {file_system(place)}", ask(made[-1], rounds))
-        print_table("Milliseconds", import_times(rounds))
-    finally:
-        for directory in made:
-            shutil.rmtree(directory)
 
+    def ask_in(directory: str, where: str, rounds: int) -> None:
+        print_table(f"Microseconds an operation, {where}", ask(directory, rounds))
 
-def machine(*packages: str) -> str:
-    """Return what the figures depend on."""
-    return (
-        f"Python {platform.python_version()}, {platform.system()} {platform.release()} {platform.machine()}, "
-        f"{os.cpu_count()} cores; {', '.join(f'{name} {version(name)}' for name in packages)}"
-    )
-
-
-def file_system(path: str) -> str:
-    """Return the type of the file system that a directory is on."""
-    found = subprocess.run(["stat", "-f", "-c", "%T", path], capture_output=True, text=True, check=False)
-    return found.stdout.strip().replace("ext2/ext3", "ext4") or path
+    rounds = run("foundation", __doc__, ("pytools", "diskcache", "joblib"), ask_in)
+    print_table("Milliseconds", import_times(rounds))
 
 
 if __name__ == "__main__":

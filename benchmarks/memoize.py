@@ -14,18 +14,15 @@ Each library gets its fairest settings (said at its function) and a new director
 
 from __future__ import annotations
 
-import argparse
 import functools
 import multiprocessing
 import os
 import random
-import shutil
-import tempfile
 import time
 import warnings
 from pathlib import Path
 
-from benchmarks.foundation import file_system, machine, print_table
+from benchmarks.harness import OURS, print_table, run
 from persistent_dict import PersistentDict, WriteOncePersistentDict, memoize
 
 TYPE_CHECKING = False
@@ -82,7 +79,7 @@ def by_lru_cache(directory: str, function: Any) -> Any:  # noqa: ARG001  # it ke
 
 
 LIBRARIES: dict[str, Callable[[str, Any], Any]] = {
-    "persistent_dict": ours,
+    OURS: ours,
     "persistent_dict (memory)": ours_from_memory,
     "persistent_dict (memory, write-once)": ours_write_once,
     "joblib": by_joblib,
@@ -144,7 +141,7 @@ def ask_cold_start(base: str, rounds: int) -> dict[tuple[str, str], list[float]]
     own = [random.Random(i).sample(range(COLD_KEYS), COLD_KEYS) for i in range(PROCESSES)]
     for round_ in range(rounds):
         for which, ideal, orders in (("the same order", 5.0, same), ("own orders", 0.625, own)):
-            for name in ("persistent_dict", "joblib", "diskcache", "cachier", "functools.lru_cache"):
+            for name in (OURS, "joblib", "diskcache", "cachier", "functools.lru_cache"):
                 directory = f"{base}/cold {name} {which} {round_}"
                 os.makedirs(directory)
                 took, failed = _run_all(orders, name, directory)
@@ -177,24 +174,12 @@ def _run_all(orders: list[list[int]], name: str, directory: str) -> tuple[float,
 
 def main() -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.memoize", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="few rounds")
-    parser.add_argument("--dir", action="append", help="where to work; again for another file system")
-    options = parser.parse_args()
-    warnings.simplefilter("ignore")
-    rounds = 3 if options.quick else 11
-    print(f"{machine('joblib', 'diskcache', 'cachier')}; {rounds} rounds")
-    made = []
-    try:
-        for place in options.dir or [tempfile.gettempdir(), "/dev/shm"]:
-            made.append(tempfile.mkdtemp(prefix="persistent_dict-benchmark-", dir=place))
-            print_table(f"Microseconds a call, {file_system(place)}", ask_hits(made[-1], rounds))
-            print_table(
-                f"8 processes, 100 results of 50 ms, {file_system(place)}", ask_cold_start(made[-1], rounds // 2)
-            )
-    finally:
-        for directory in made:
-            shutil.rmtree(directory)
+
+    def ask_in(directory: str, where: str, rounds: int) -> None:
+        print_table(f"Microseconds a call, {where}", ask_hits(directory, rounds))
+        print_table(f"8 processes, 100 results of 50 ms, {where}", ask_cold_start(directory, max(1, rounds // 4)))
+
+    run("memoize", __doc__, ("joblib", "diskcache", "cachier"), ask_in)
 
 
 if __name__ == "__main__":

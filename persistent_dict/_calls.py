@@ -36,12 +36,12 @@ class CallKeys:
         self,
         function: Any,
         *,
-        version: object = None,
-        code: str | None = "ast",
-        ignore: Iterable[str] = (),
-        key: Callable[..., object] | None = None,
-        key_by: Mapping[str, Callable[[Any], object]] | None = None,
-        key_builder: Callable[[Any], str] | None = None,
+        version: object,
+        code: str | None,
+        ignore: Iterable[str],
+        key: Callable[..., object] | None,
+        key_by: Mapping[str, Callable[[Any], object]] | None,
+        key_builder: Callable[[Any], str] | None,
     ) -> None:
         if code not in _CODES:
             raise ValueError(f"code={code!r}: use one of {', '.join(map(repr, _CODES))}")
