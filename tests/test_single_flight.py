@@ -470,6 +470,22 @@ def test_fork_while_another_thread_computes_does_not_hang_the_child(d):
     assert d["k"] == "child's"
 
 
+def test_what_another_thread_computed_during_a_fork_is_not_under_way_in_the_child():
+    d = PersistentDict("d", store=MemoryStore())  # which has no locks: nothing but the table of this process counts
+    begun, end = threading.Event(), threading.Event()
+    thread = threading.Thread(target=lambda: d.get_or_compute("k", lambda: begun.set() or end.wait(30)))
+    thread.start()
+    begun.wait(10)
+    child = os.fork()
+    if not child:
+        signal.alarm(20)
+        os._exit(d.get_or_compute("k", lambda: 7, timeout=None))
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    end.set()
+    thread.join()
+    assert code == 7
+
+
 def test_a_child_that_computing_forked_does_not_keep_the_lock_of_a_dead_holder(tmp_path):
     """The lock belongs to the open file, which a child has, too."""
     script = textwrap.dedent(
