@@ -29,23 +29,30 @@ if TYPE_CHECKING:
     K = TypeVar("K")
     V = TypeVar("V")
 
-    class Explanation(NamedTuple):
-        """Why a lookup would miss, or that it would not.
-
-        Attributes
-        ----------
-        verdict : str
-            "present", "absent", "invalid", "other version", "collision" or "disabled".
-        detail : str
-            The facts, for a person to read.
-        """
-
+    class _Explanation(NamedTuple):
         verdict: str
         detail: str
 else:
-    Explanation = namedtuple("Explanation", "verdict detail")
+    _Explanation = namedtuple("_Explanation", "verdict detail")
 
 DEFAULT_TIMEOUT = 600.0  # seconds
+
+
+class Explanation(_Explanation):
+    """Why a lookup would miss, or that it would not.
+
+    Attributes
+    ----------
+    verdict : str
+        "present", "absent", "invalid", "other version", "collision" or "disabled".
+    detail : str
+        The facts, for a person to read.
+    """
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return f"{self.verdict}: {self.detail}"
 
 
 class ComputingDictionary(Dictionary["K", "V"]):

@@ -140,7 +140,8 @@ class _Decorator:
         if not isinstance(cache, ComputingDictionary):
             # No memory: every call returns an object of its own, as the function does. A list that one caller changes
             # would be another's wrong result.
-            cache = PersistentDict(cache or keys.identifier, on_invalid=self._on_invalid, in_mem_cache_size=0)
+            identifier = keys.identifier if cache is None else cache
+            cache = PersistentDict(identifier, on_invalid=self._on_invalid, in_mem_cache_size=0)
         memo = _Memo(function, keys, cache)
         is_async = inspect.iscoroutinefunction(inspect.unwrap(function))
         return (_async_wrapper if is_async else _wrapper)(memo, self._limits)

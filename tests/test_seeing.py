@@ -103,6 +103,7 @@ def test_what_is_there_is_explained(d):
 def test_what_is_absent_is_explained(d):
     expected = Explanation("absent", f"there is no entry at {d.entry_path('k')}")
     assert d.explain("k") == expected
+    assert str(expected) == f"absent: {expected.detail}"
     d["other"] = 1
     assert d.explain("k") == expected
 
