@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from abc import abstractmethod
 from collections import namedtuple
 from collections.abc import Mapping
 from errno import EACCES, ENOENT, ENOTDIR, EPERM, EROFS
 from hashlib import blake2b
-from weakref import WeakValueDictionary
 
 from persistent_dict import _fs, _log
 from persistent_dict._lru import Lru
+from persistent_dict._placed import Placed
 from persistent_dict.errors import (
     CacheWriteWarning,
     CollisionWarning,
@@ -26,10 +25,10 @@ from persistent_dict.errors import (
 from persistent_dict.formats import find_format
 from persistent_dict.key_builder import KeyBuilder
 from persistent_dict.stores.base import Entry
-from persistent_dict.stores.disk import DiskStore, container_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Iterator
     from typing import Any, NamedTuple, NoReturn, TypeVar
 
@@ -58,16 +57,8 @@ _ATTEMPTS = 100  # at an entry that others keep adding and removing
 _UNWRITABLE = frozenset({EACCES, ENOENT, ENOTDIR, EPERM, EROFS})  # a place that is missing, or not ours to write to
 _HEX = frozenset("0123456789abcdef")
 
-_in_default_place: WeakValueDictionary[int, Dictionary[Any, Any]] = WeakValueDictionary()  # by id
 
-
-def displace_all() -> None:
-    """Let every dictionary of this process that was given no place look for the default place again."""
-    for dictionary in list(_in_default_place.values()):
-        dictionary._displace()
-
-
-class Dictionary(Mapping["K", "V"]):
+class Dictionary(Placed, Mapping["K", "V"]):
     """What both dictionaries have in common."""
 
     def __init__(
@@ -109,34 +100,11 @@ class Dictionary(Mapping["K", "V"]):
         self._memory_size = in_mem_cache_size
         self._memory_hits = self._disk_hits = self._misses = self._stores = self._waits = 0
         self._prepare()
-        self._store: Any = store
-        if store is not None:
-            self.container_dir = self.filename = ""
-            return
-        self._place(os.fspath(container_dir or ""))  # now, to raise what is wrong with the options
-        if not container_dir:
-            self._displace()
-
-    def _place(self, container_dir: str) -> None:
-        self.container_dir = container_dir
-        self.filename = container_path(container_dir, self.identifier, self._format)
-        self._store = DiskStore(self.filename, self._format.name, self.identifier, **self._options)
+        self._settle(store, container_dir)
 
     def _displace(self) -> None:
-        """Forget where the container is; the next use looks for the default place."""
-        _in_default_place[id(self)] = self
-        for name in ("container_dir", "filename", "_store"):
-            vars(self).pop(name, None)
+        super()._displace()
         self._memory = Lru(self._memory_size)
-
-    if not TYPE_CHECKING:
-
-        def __getattr__(self, name):
-            # Only asked for what is not there: the place, before the first use.
-            if name not in ("container_dir", "filename", "_store"):
-                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-            self._place(_fs.default_container_dir())
-            return vars(self)[name]
 
     def _prepare(self) -> None:
         """Make what does not go into a pickle."""

@@ -18,7 +18,7 @@ import tempfile
 import threading
 from contextlib import contextmanager
 
-from persistent_dict._dictionary import displace_all
+from persistent_dict._placed import displace_all
 from persistent_dict.stores.base import Entry, Part
 
 TYPE_CHECKING = False
