@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+from persistent_dict._argument_keys import ArgumentKeyBuilder, cell_value
 from persistent_dict._functions import code_checksum, layers_of, names_of, source_of
 from persistent_dict.errors import UnkeyableError
-from persistent_dict.key_builder import ContentKeyBuilder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,23 +45,27 @@ class CallKeys:
         key_by: Mapping[str, Callable[[Any], object]] | None,
         key_builder: Callable[[Any], str] | None,
     ) -> None:
+        import inspect
+
         if code not in _CODES:
             raise ValueError(f"code={code!r}: use one of {', '.join(map(repr, _CODES))}")
-        if key is not None and (ignore or key_by):
-            raise TypeError("key= says all that counts: ignore= and key_by= cannot be given beside it")
+        if key is not None and key_by:
+            raise TypeError("key= says all that counts of the arguments: key_by= cannot be given beside it")
         self.name, self.identifier = names_of(function)
         self.asks = bool(key or key_by)
         self._function = function
         self._version = version
         self._code = code
         self._layers = layers_of(function)
-        # Now: the file may be edited while this program runs.
-        self._sources = [source_of(layer) for layer in self._layers] if code else []
+        self._written = [layer for layer in self._layers if inspect.isfunction(layer)]
+        # Now, although it is compared with what runs: it is gone when the file is.
+        self._sources = [source_of(layer) for layer in self._written] if code else []
         self._key = key
-        self._key_builder: Callable[[Any], str] = key_builder or ContentKeyBuilder()
+        self._key_builder: Callable[[Any], str] = key_builder or ArgumentKeyBuilder()
+        self._kept_types = frozenset() if key_builder else _NUMBERS
         self._prefix: tuple[Any, ...] = ()
         self._look_at_parameters()
-        self._look_at_enclosing_names()
+        self._look_around()
         self._choose(frozenset([ignore] if isinstance(ignore, str) else ignore), dict(key_by or {}))
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
@@ -70,51 +76,60 @@ class CallKeys:
         TypeError
             The function cannot be called so; or (`UnkeyableError`) an argument has no encoding.
         """
-        if self._key is not None:
-            values: Any = (self._standing_for(self._key(*args, **kwargs), "key"),)
-        else:
-            values = self._bound(args, kwargs)
-            if not self._all_count:
-                values = self._counting(values)
-            values = [
-                value if type(value) in _NUMBERS else self._standing_for(value, self._counted[i][1])
-                for i, value in enumerate(values)
-            ]
-        return (*(self._prefix or self._make_prefix()), *values)
+        prefix, values = self._prefix or self._make_prefix(), self._bound(args, kwargs)
+        if values is None:  # a decorator takes arguments of its own
+            prefix = (*prefix[:3], "*args, **kwargs")
+            values = ((args, kwargs), *[value() for _, value in self._around])
+        elif not self._all_count:
+            values = self._counting(values)
+        kept = self._kept_types
+        return (*prefix, *[value if type(value) in kept else self._kept(value, i) for i, value in enumerate(values)])
 
     def update_persistent_hash(self, key_hash: Any, key_builder: Any) -> None:
-        """Write what tells the function, with its defaults and enclosing names, where it is itself part of a key."""
-        prefix = self._prefix or self._make_prefix()
-        defaults = tuple((name, self._standing_for(value, name)) for name, value in self._defaults.items())
-        enclosing = tuple((name, self._standing_for(self._enclosed(cell), name)) for name, cell in self._cells)
-        key_builder.rec(key_hash, (prefix, defaults, enclosing))
+        """Write what tells the function, with its defaults and what is around it, where it is itself part of a key."""
+        around = {name: value() for name, value in self._around}
+        key_builder.rec(key_hash, (self._prefix or self._make_prefix(), self._defaults, around))
 
     def _make_prefix(self) -> tuple[Any, ...]:
-        names = "" if self._key else ", ".join(name for _, name, _ in self._counted)
-        code = code_checksum(self._code, self._layers, self._sources)
-        self._prefix = (self.name, self._standing_for(self._version, "version"), code, names)
+        code = code_checksum(self._code, self._written, self._sources)
+        names = ", ".join(name for _, name, _ in self._counted)
+        version = self._version if type(self._version) in _NUMBERS else self._digest_of(self._version, "version")
+        self._prefix = (self.name, version, code, names)
         return self._prefix
 
-    def _standing_for(self, value: Any, name: str) -> Any:
-        if type(value) in _NUMBERS or (type(value) is str and len(value) <= _LONGEST):
+    def _kept(self, value: Any, i: int) -> Any:
+        """Return what stands in a key for the i-th value."""
+        if type(value) is str and len(value) <= _LONGEST and self._kept_types:
             return value
+        return self._digest_of(value, self._counted[i][1] if i < len(self._counted) else "the arguments")
+
+    def _digest_of(self, value: Any, name: str) -> bytes:
         try:
             return self._key_builder(value).encode()  # so no bytes stand for themselves
         except UnkeyableError as error:
-            ways = f"In @memoize, ignore=({name!r},) leaves it out, and key_by={{{name!r}: ...}} says what counts of it"
+            ways = (
+                f"In @memoize, ignore=({name!r},) leaves it out, key_by={{{name!r}: ...}} says what counts of it, and "
+                "key_builder= takes another builder"
+            )
             raise UnkeyableError(f"{error.problem}. {ways}", (f" of {self.name}, {name}", *error.where)) from None
 
     # Arguments
 
     def _look_at_parameters(self) -> None:
+        """Find the parameters that say what a call means: those of the first layer that has some of its own."""
         import inspect
 
-        try:
-            self._signature = inspect.signature(self._function)
-        except ValueError:
-            raise TypeError(f"memoize: {self.name} does not tell its parameters: call it from a function") from None
-        parameters = self._signature.parameters.values()
-        kinds = {parameter.kind for parameter in parameters}
+        passing_all = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+        for layer in self._layers:
+            try:
+                self._signature = inspect.signature(layer, follow_wrapped=False)
+            except ValueError:
+                raise TypeError(f"memoize: {self.name} does not tell its parameters: call it from a function") from None
+            parameters = self._signature.parameters.values()
+            kinds = {parameter.kind for parameter in parameters}
+            if kinds != passing_all:
+                break
+        self._takes_more = layer is not self._layers[0]  # or may: what is called passes all on
         self._is_simple = kinds <= {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
         self._names = tuple(self._signature.parameters)
         self._positional = sum(parameter.kind is not inspect.Parameter.KEYWORD_ONLY for parameter in parameters)
@@ -126,8 +141,13 @@ class CallKeys:
             if self._is_simple and self._defaults.keys() >= set(self._names[count:])
         }
 
-    def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-        """Return the values of all parameters, in their order. `inspect` takes five times as long for a usual call."""
+    def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
+        """Return the values of all parameters, in their order; None where these are not all.
+
+        `inspect` takes five times as long for a usual call.
+        """
+        if self._key is not None:
+            return (self._key(*args, **kwargs),)
         if not kwargs and len(args) in self._rest:
             return args + self._rest[len(args)]
         if self._is_simple and len(args) <= self._positional:
@@ -137,32 +157,38 @@ class CallKeys:
         try:
             bound = self._signature.bind(*args, **kwargs)
         except TypeError as error:
+            if self._takes_more:
+                return None
             raise TypeError(f"{self._function.__qualname__}() {error}") from None
         bound.apply_defaults()
         return tuple(bound.arguments.values())
 
-    # What a nested function takes from the enclosing one
+    # What is around the function
 
-    def _look_at_enclosing_names(self) -> None:
-        self._cells = tuple(
-            cell
-            for layer in self._layers
-            for cell in zip(layer.__code__.co_freevars, layer.__closure__ or (), strict=True)
-        )
+    def _look_around(self) -> None:
+        """Find what its result depends on beside arguments and code: the names that it and its decorators take from
+        enclosing functions, and decorators that are objects."""
+        around: list[tuple[str, Callable[[], Any]]] = []
+        for layer in self._layers:
+            if layer in self._written:
+                cells = zip(layer.__code__.co_freevars, layer.__closure__ or (), strict=True)
+                around += [(name, partial(self._enclosed, cell)) for name, cell in cells]
+            elif layer is not self._layers[-1] and type(layer).__name__ != "_lru_cache_wrapper":
+                around.append((type(layer).__name__, partial(_itself, layer)))
+        self._around = tuple(around)
 
     def _enclosed(self, cell: Any) -> Any:
-        try:
-            value = cell.cell_contents
-        except ValueError:  # not assigned yet
-            return None
+        value = cell_value(cell)
         # What the function itself is called in it, before and after it was memoized, is no argument.
-        is_itself = any(layer is value or layer is getattr(value, "__wrapped__", None) for layer in self._layers)
-        return None if is_itself else value
+        is_itself = getattr(getattr(value, "update_persistent_hash", None), "__self__", None) is self
+        return None if is_itself or any(layer is value for layer in self._layers) else value
 
     # What counts
 
     def _choose(self, ignore: frozenset[str], key_by: dict[str, Callable[[Any], object]]) -> None:
-        known = (*self._names, *(name for name, _ in self._cells))
+        if self._key is not None:
+            self._names = ("key",)
+        known = (*self._names, *(name for name, _ in self._around))
         for option, names in (("ignore", ignore), ("key_by", frozenset(key_by))):
             if names - set(known):
                 raise TypeError(
@@ -170,9 +196,13 @@ class CallKeys:
                     f"parameter. It has: {', '.join(known) or 'none'}"
                 )
         self._counted = tuple((i, name, key_by.get(name)) for i, name in enumerate(known) if name not in ignore)
-        self._all_count = not (ignore or key_by or self._cells)
+        self._all_count = not (ignore or key_by or self._around)
 
-    def _counting(self, values: tuple[Any, ...]) -> list[Any]:
-        """Return what counts of the values of all parameters, and of the enclosing names."""
-        values += tuple(self._enclosed(cell) for _, cell in self._cells)
-        return [values[i] if by is None else by(values[i]) for i, _, by in self._counted]
+    def _counting(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Return what counts of the values of all parameters, and of what is around the function."""
+        values += tuple(value() for _, value in self._around)
+        return tuple([values[i] if by is None else by(values[i]) for i, _, by in self._counted])
+
+
+def _itself(value: Any) -> Any:
+    return value

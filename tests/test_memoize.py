@@ -49,8 +49,7 @@ def counting(function=None, **options):
         calls.append((args, kwargs))
         return function(*args, **kwargs)
 
-    if "key" not in options:
-        options["ignore"] = ("calls", "function", *options.get("ignore", ()))
+    options["ignore"] = ("calls", "function", *options.get("ignore", ()))
     memoized = memoize(**options)(counted)
     memoized.calls = calls
     return memoized
@@ -581,7 +580,8 @@ def test_none_is_kept_and_exceptions_are_not():
         ({"code": "tree"}, ValueError, "code='tree': use one of 'ast', 'source', None"),
         ({"ignore": ("z",)}, TypeError, "ignore= names z, and .*f has no such parameter. It has: x, y"),
         ({"key_by": {"z": str}}, TypeError, "key_by= names z"),
-        ({"key": str, "ignore": ("x",)}, TypeError, "key= says all"),
+        ({"key": str, "ignore": ("x",)}, TypeError, "ignore= names x, .* It has: key"),
+        ({"key": str, "key_by": {"x": str}}, TypeError, "key= says all"),
         ({"versoin": 1}, TypeError, r"memoize\(\) got an unexpected keyword argument 'versoin'"),
         ({"on_invalid": "ignore"}, ValueError, "on_invalid='ignore'"),
     ],
