@@ -124,6 +124,8 @@ class CallKeys:
             try:
                 self._signature = inspect.signature(layer, follow_wrapped=False)
             except ValueError:
+                if layer is not self._layers[-1]:
+                    continue
                 raise TypeError(f"memoize: {self.name} does not tell its parameters: call it from a function") from None
             parameters = self._signature.parameters.values()
             kinds = {parameter.kind for parameter in parameters}

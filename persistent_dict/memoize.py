@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from hashlib import blake2b
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
 
 from persistent_dict._computing import DEFAULT_TIMEOUT, ComputingDictionary, Explanation
 from persistent_dict._memoized import FunctionInfo
+from persistent_dict._steps import Outcome
 from persistent_dict.dicts import PersistentDict
 from persistent_dict.errors import CacheWriteWarning, NoSuchEntryError, shown, warn
 
@@ -14,11 +16,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Mapping
-    from typing import Any, TypeVar
+    from typing import Any, NoReturn, TypeVar
 
     from persistent_dict._calls import CallKeys
     from persistent_dict._memoized import Memoize
-    from persistent_dict._steps import Outcome
 
     V = TypeVar("V")
 
@@ -143,40 +144,43 @@ class _Decorator:
             identifier = keys.identifier if cache is None else cache
             cache = PersistentDict(identifier, on_invalid=self._on_invalid, in_mem_cache_size=0)
         memo = _Memo(function, keys, cache)
-        is_async = inspect.iscoroutinefunction(inspect.unwrap(function))
-        return (_async_wrapper if is_async else _wrapper)(memo, self._limits)
+        wrapper = _async_wrapper if inspect.iscoroutinefunction(function) else _wrapper
+        return wrapper(memo, self._limits)
 
 
 def _check(function: Any) -> None:
     """Refuse what is no function whose results could be told apart and kept."""
     import inspect
 
-    inner = inspect.unwrap(function)
     name = getattr(function, "__qualname__", None) or shown(function)
     problem = ""
     if not callable(function):
         problem = "is no function"
     elif inspect.isclass(function):
         problem = "is a class: memoize a function that makes its objects"
-    elif inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner):
+    elif inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         problem = "is a generator, whose results come one by one and cannot be kept: return a list"
     elif inspect.ismethod(function):
         problem = "is the method of an object, which would not be part of the key: decorate it in the class"
     elif not getattr(function, "__qualname__", None) or not getattr(function, "__module__", None):
         problem = "has no name that its results could be kept under: define a function with def that calls it"
-    elif inner.__name__ == "<lambda>":
+    elif function.__name__ == "<lambda>":
         problem = "is a lambda, which has no name to tell its results from another's: define it with def"
     if problem:
         raise TypeError(f"memoize: {name} {problem}")
 
 
 def _wrapper(memo: _Memo, limits: dict[str, float | None]) -> Any:
-    from functools import partial
-
     function, keys, resolve, counted = memo.function, memo.keys, memo.cache.resolve, memo.counted
 
     def memoized(*args: Any, **kwargs: Any) -> Any:
-        return counted(resolve(keys(args, kwargs), partial(function, *args, **kwargs), **limits))
+        def compute() -> Any:
+            value = function(*args, **kwargs)
+            if type(value) in _ENDED_BY_USE:
+                _refuse(keys.name, value)
+            return value
+
+        return counted(resolve(keys(args, kwargs), compute, **limits))
 
     def refresh(*args: Any, **kwargs: Any) -> Any:
         memo.check_mutable()
@@ -190,8 +194,6 @@ def _wrapper(memo: _Memo, limits: dict[str, float | None]) -> Any:
 
 
 def _async_wrapper(memo: _Memo, limits: dict[str, float | None]) -> Any:
-    from functools import partial
-
     function, keys, resolve, counted = memo.function, memo.keys, memo.cache.resolve_async, memo.counted
 
     async def key_of(args: Any, kwargs: Any) -> tuple[Any, ...]:
@@ -203,7 +205,19 @@ def _async_wrapper(memo: _Memo, limits: dict[str, float | None]) -> Any:
 
     async def memoized(*args: Any, **kwargs: Any) -> Any:
         key = await key_of(args, kwargs)
-        return counted(await resolve(key, partial(function, *args, **kwargs), **limits))
+
+        async def compute() -> Any:
+            # Others have run since the key was made, and may have changed a list that is an argument.
+            is_as_keyed = keys.asks or keys(args, kwargs) == key
+            value = await function(*args, **kwargs)
+            if not is_as_keyed:
+                raise _NotToBeKept(value)
+            return value
+
+        try:
+            return counted(await resolve(key, compute, **limits))
+        except _NotToBeKept as result:
+            return counted(Outcome(result.value, "computed", 0.0))
 
     async def refresh(*args: Any, **kwargs: Any) -> Any:
         import asyncio
@@ -216,6 +230,26 @@ def _async_wrapper(memo: _Memo, limits: dict[str, float | None]) -> Any:
         return value
 
     return memo.dress(memoized, refresh)
+
+
+class _NotToBeKept(Exception):  # a way out of a computation
+    """Carries the value of a computation past the dictionary."""
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+
+_ENDED_BY_USE = frozenset({GeneratorType, AsyncGeneratorType, CoroutineType})
+
+
+def _refuse(name: str, value: Any) -> NoReturn:
+    kind = type(value).__name__
+    if kind == "coroutine":
+        value.close()
+        way = "put @memoize directly over the async def"
+    else:
+        way = "its results come one by one and cannot be kept: return a list"
+    raise TypeError(f"memoize: {name} returned a {kind}, {way}")
 
 
 class _Memo:
