@@ -13,6 +13,7 @@ from persistent_dict.errors import (
     NoSuchEntryCollisionError,
     NoSuchEntryError,
     PersistentDictError,
+    said,
     shown,
 )
 from persistent_dict.stores.base import Entry
@@ -92,8 +93,10 @@ class ComputingDictionary(Dictionary["K", "V"]):
         Notes
         -----
         A value that has been computed is never lost: where it cannot be encoded or stored, it is returned, and a
-        `CacheWriteWarning` says so, once. Threads that waited for a value that was not stored are given the same
-        object. The value is returned as it was computed; later lookups return what was stored.
+        `CacheWriteWarning` says so, once (where warnings are made errors, that is what you asked for). Threads that
+        waited for a value that was not stored are given the same object. The value is returned as it was computed;
+        later lookups return what was stored. A computation that hands its own key to another thread or process, and
+        waits for that, is not noticed: it waits for `timeout`.
         """
         return self.resolve(key, compute, timeout=timeout, min_seconds=min_seconds).value
 
@@ -119,15 +122,16 @@ class ComputingDictionary(Dictionary["K", "V"]):
     ) -> Awaitable[Outcome[V]]:
         """Do what `resolve` does, in an asyncio event loop, with a `compute` that returns an awaitable.
 
-        Coroutines of one loop that ask for the same key share one lookup and one computation. All work on files is done
-        in the loop's default executor. A coroutine that is cancelled does not disturb the others that wait; when all
-        are, the computation is cancelled.
+        Coroutines of one loop that ask for the same key share one lookup and one computation (and its `min_seconds`).
+        All work on files is done in the loop's default executor. A coroutine that is cancelled does not disturb the
+        others that wait; when all are, the computation is cancelled. A task that is started inside a computation is
+        part of it: there, asking for its key is a `RecursiveComputationError`.
         """
         from persistent_dict._coroutines import resolve
         from persistent_dict._single_flight import slot_of
 
         slot = slot_of(self._store, self._digest(key)[0])
-        return resolve(lambda: self._begin(key, timeout, min_seconds), compute, slot, key)
+        return resolve(lambda limit: self._begin(key, limit, min_seconds), compute, slot, key, timeout)
 
     def _begin(self, key: K, timeout: float | None, min_seconds: float) -> Outcome[V] | Steps[V]:
         """Return what is there, or the steps that lead to it."""
@@ -142,6 +146,7 @@ class ComputingDictionary(Dictionary["K", "V"]):
     def _steps(self, key: K, timeout: float | None, min_seconds: float) -> Steps[V]:
         from persistent_dict._single_flight import Turn
 
+        check_limits(timeout, min_seconds)
         digest, proven = self._digest(key)
         key_stream = self._format.dumps_key(key)  # now: what cannot be stored is known before anything is computed
         turn, how = Turn(self._store, digest, key, timeout), "found"
@@ -192,26 +197,28 @@ class ComputingDictionary(Dictionary["K", "V"]):
         except (OSError, PersistentDictError) as error:
             self._warn_once(
                 f"{self.identifier}: the value of {shown(key)} was computed, but cannot be stored in {self.filename}: "
-                f"{error}. It is returned all the same; later ones that cannot be stored are not mentioned.",
+                f"{said(error)}. It is returned all the same; later ones that cannot be stored are not mentioned.",
                 "unstorable",
             )
         except Exception as error:  # an encoder, or the value's own methods, may raise anything
             self._warn_once(
                 f"{self.identifier}: the value of {shown(key)} was computed, but cannot be stored: encoding it as "
-                f"{self._format.name} fails with {type(error).__name__}: {error}. It is returned all the same; later "
-                "ones that cannot be encoded are not mentioned.",
+                f"{self._format.name} fails with {type(error).__name__}: {said(error)}. It is returned all the same; "
+                "later ones that cannot be encoded are not mentioned.",
                 "unencodable",
             )
         return value
 
     def _tell_over(self, turn: Turn, key: K, timeout: float | None) -> None:
-        if timeout:
-            self._warn_once(
-                f"{self.identifier}: {turn.holder} has been computing the value of {shown(key)} for {timeout:g} s "
-                "or more. It is computed here, too; later ones that take as long are not mentioned. Pass a longer "
-                "timeout to wait longer, or end that process if it hangs.",
-                "over",
-            )
+        if timeout == 0:  # nobody has waited
+            return
+        holder = "another coroutine" if timeout is None or timeout < 0 else turn.holder
+        self._warn_once(
+            f"{self.identifier}: {holder} has been computing the value of {shown(key)} for as long as the timeout "
+            "allows. It is computed here, too; later ones that take as long are not mentioned. Pass a longer timeout "
+            "to wait longer; if it is another process and hangs, end that.",
+            "over",
+        )
 
     def explain(self, key: K) -> Explanation:
         """Return why a lookup of `key` would miss, or that it would not. Nothing is changed or counted."""
@@ -234,6 +241,13 @@ class ComputingDictionary(Dictionary["K", "V"]):
         if others:
             return Explanation("other version", f"there is none at {place}, but another Python stored {others[0]}")
         return Explanation("absent", f"there is no entry at {place}")
+
+
+def check_limits(timeout: object, min_seconds: object) -> None:
+    """Raise a `TypeError` for what is no number of seconds, before anything is computed."""
+    for name, value in (("timeout", timeout), ("min_seconds", min_seconds)):
+        if not isinstance(value, (int, float)) and (name, value) != ("timeout", None):
+            raise TypeError(f"{name} is a number of seconds, not {shown(value)}")
 
 
 def _unkept() -> Steps[V]:

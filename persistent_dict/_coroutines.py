@@ -33,24 +33,32 @@ _shared: dict[tuple[asyncio.AbstractEventLoop, Slot], _Shared] = {}
 
 
 async def resolve(
-    begin: Callable[[], Outcome[V] | Steps[V]], compute: Callable[[], Awaitable[V]], slot: Slot, key: object
+    begin: Callable[[float | None], Outcome[V] | Steps[V]],
+    compute: Callable[[], Awaitable[V]],
+    slot: Slot,
+    key: object,
+    timeout: float | None,
 ) -> Outcome[V]:
     """Return the outcome of a lookup, shared by all coroutines of this loop that ask with the same `slot`.
 
-    An exception goes to the coroutine that started the lookup; another one then starts anew.
+    An exception goes to the coroutine that started the lookup; another one then starts anew. Who has waited for
+    `timeout` seconds looks up alone, with a timeout that is over: -1, or 0 where that was it.
     """
     check_recursion(slot, key)
-    place = (asyncio.get_running_loop(), slot)
+    loop = asyncio.get_running_loop()
+    place, deadline = (loop, slot), None if timeout is None else loop.time() + timeout
     while True:
         shared = _shared.get(place)
         is_first = shared is None
         if shared is None:
-            shared = _shared[place] = _Shared(asyncio.ensure_future(_alone(begin, compute)))
+            shared = _shared[place] = _Shared(asyncio.ensure_future(_alone(lambda: begin(timeout), compute)))
             shared.task.add_done_callback(lambda task: _end(place, task))
-        await _wait_for(shared)
+        await _wait_for(shared, None if is_first or deadline is None else max(0.0, deadline - loop.time()))
         task: asyncio.Task[Outcome[V]] = shared.task
         if is_first:
             return task.result()
+        if not task.done():
+            return await _alone(lambda: begin(-1.0 if timeout else 0.0), compute)
         if not task.cancelled() and task.exception() is None:
             outcome = task.result()
             return outcome if outcome.how == "found" else outcome._replace(how="waited")
@@ -62,11 +70,11 @@ def _end(place: tuple[asyncio.AbstractEventLoop, Slot], task: asyncio.Task[Any])
         task.exception()  # seen, even if all who waited have gone
 
 
-async def _wait_for(shared: _Shared) -> None:
+async def _wait_for(shared: _Shared, timeout: float | None) -> None:
     """Wait, without raising what the lookup raises. Whoever is the last to be cancelled here cancels the lookup."""
     shared.waiting += 1
     try:
-        await asyncio.wait({shared.task})
+        await asyncio.wait({shared.task}, timeout=timeout)
     finally:
         shared.waiting -= 1
         if not shared.waiting:
@@ -94,8 +102,13 @@ async def _alone(begin: Callable[[], Outcome[V] | Steps[V]], compute: Callable[[
 async def _off_the_loop(call: Callable[[], T]) -> T:
     """Return what `call` returns in another thread. It is never left running: being cancelled waits for its end."""
     running = asyncio.get_running_loop().run_in_executor(None, copy_context().run, call)
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        await asyncio.wait({running})
-        raise
+    cancelled = None
+    while not running.done():
+        try:
+            await asyncio.wait({running})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        running.exception()  # seen
+        raise cancelled
+    return running.result()

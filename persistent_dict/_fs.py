@@ -348,11 +348,12 @@ class DigestLock:
         if self._lock is None or not self._lock.is_locked:  # a forked child holds nothing of its parent's
             return False
         try:
-            os.unlink(self._path)  # while it is held: whoever waits for it sees that, and makes another
-        except OSError:  # gone already, or the place has become read-only: it is freed all the same
-            return True
-        finally:
-            self._lock.release()
+            try:
+                os.unlink(self._path)  # while it is held: whoever waits for it sees that, and makes another
+            finally:
+                self._lock.release()
+        except OSError:  # the file is gone already, the place read-only, the descriptor closed by somebody
+            pass
         return True
 
     def holder(self) -> str:

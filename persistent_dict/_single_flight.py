@@ -72,7 +72,8 @@ class Turn:
         self._store = store
         self._flight = Flight(slot_of(store, digest))
         self._lock: Lock | None = None
-        self._ahead: Flight | None = None
+        self._ahead: Flight | None = None  # who has the turn, where that is a thread of this process
+        self._waited_for: Flight | None = None
         self._begin = time.monotonic()
         self._timeout = timeout
 
@@ -87,7 +88,7 @@ class Turn:
         check_recursion(self._flight.slot, self._key)
         flight = _flights.setdefault(self._flight.slot, self._flight)
         if flight is not self._flight:
-            self._ahead = flight
+            self._ahead = self._waited_for = flight
             return False
         self._ahead = None
         if self._lock is None:
@@ -96,11 +97,13 @@ class Turn:
 
     def leave(self) -> None:
         """Let others have the turn, and wake those of this process."""
-        if self._lock is not None:
-            self._lock.release()
-        if _flights.get(self._flight.slot) is self._flight:
-            del _flights[self._flight.slot]
-        self._flight.done.set()
+        try:
+            if self._lock is not None:
+                self._lock.release()
+        finally:  # also if a signal's handler raises in there
+            if _flights.get(self._flight.slot) is self._flight:
+                del _flights[self._flight.slot]
+            self._flight.done.set()
 
     @property
     def pause(self) -> float:
@@ -125,7 +128,7 @@ class Turn:
     @property
     def result(self) -> Any:
         """What the computation in this process came to that was waited for; None where it has no result."""
-        return None if self._ahead is None else self._ahead.result
+        return None if self._waited_for is None else self._waited_for.result
 
     def hand_over(self, result: object) -> None:
         """Give what was computed to the threads that wait, in case that it cannot be stored."""
@@ -135,7 +138,7 @@ class Turn:
     def holder(self) -> str:
         """Who has the turn, for a person to read."""
         if self._ahead is not None:
-            return f"process {os.getpid()} (this one) on {os.uname().nodename}"
+            return "another thread of this process"
         return (self._lock is not None and self._lock.holder()) or "an unknown process"
 
     @contextmanager

@@ -26,6 +26,14 @@ def shown(key: object, limit: int = 200) -> str:
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
+def said(error: BaseException) -> str:
+    """Return what an exception says, "" where its `__str__` fails."""
+    try:
+        return str(error)
+    except Exception:  # as in `shown`
+        return ""
+
+
 def warn(text: str, category: type[Warning]) -> None:
     """Warn at the line outside this package that is at the bottom of it."""
     level, frame = 1, sys._getframe()

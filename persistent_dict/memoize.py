@@ -6,11 +6,11 @@ import time
 from hashlib import blake2b
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 
-from persistent_dict._computing import DEFAULT_TIMEOUT, ComputingDictionary, Explanation
+from persistent_dict._computing import DEFAULT_TIMEOUT, ComputingDictionary, Explanation, check_limits
 from persistent_dict._memoized import FunctionInfo
 from persistent_dict._steps import Outcome
 from persistent_dict.dicts import PersistentDict
-from persistent_dict.errors import CacheWriteWarning, NoSuchEntryError, shown, warn
+from persistent_dict.errors import CacheWriteWarning, NoSuchEntryError, said, shown, warn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -124,6 +124,7 @@ class _Decorator:
     ) -> None:
         if isinstance(cache, ComputingDictionary) and on_invalid is not None:
             raise TypeError("the dictionary brings its own on_invalid: give it there")
+        check_limits(**limits)
         self._cache = cache
         self._on_invalid = on_invalid or "quarantine"
         self._keys = keys
@@ -348,7 +349,7 @@ class _Memo:
         except Exception as error:  # an encoder, or the value's own methods, may raise anything
             warn(
                 f"{self.keys.name}: the new result cannot be stored, and the old one stays, if there is one: "
-                f"{type(error).__name__}: {error}",
+                f"{type(error).__name__}: {said(error)}",
                 CacheWriteWarning,
             )
 

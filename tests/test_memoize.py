@@ -1204,3 +1204,92 @@ def test_a_thread_and_a_coroutine_compute_once(tmp_path):
 
     assert asyncio.run(main())[:2] == (1, "waited")
     assert calls == ["thread"]
+
+
+def test_a_coroutine_waits_no_longer_than_its_own_timeout(tmp_path):
+    d = PersistentDict("d", container_dir=tmp_path)
+    calls = []
+
+    async def slow():
+        calls.append(1)
+        await asyncio.sleep(2 if len(calls) == 1 else 0)
+        return len(calls)
+
+    async def main():
+        first = asyncio.ensure_future(d.resolve_async("k", slow, timeout=None))
+        await asyncio.sleep(0.1)
+        begin = time.monotonic()
+        at_once = await d.resolve_async("k", slow, timeout=0)
+        with pytest.warns(CacheWriteWarning, match="another coroutine"):
+            soon = await d.resolve_async("k2", slow, timeout=0.1)
+        took = time.monotonic() - begin
+        return (await first).value, at_once.how, soon.how, took
+
+    async def with_late():
+        holder = asyncio.ensure_future(d.resolve_async("k2", hold, timeout=None))
+        await asyncio.sleep(0.1)
+        result = await main()
+        await holder
+        return result
+
+    async def hold():
+        await asyncio.sleep(2)
+
+    value, at_once, soon, took = asyncio.run(with_late())
+    assert (at_once, soon) == ("computed", "computed")
+    assert took < 1.5
+    assert value == 2  # what was stored first
+
+
+def test_coroutines_that_wait_for_each_other_end_at_their_timeout(tmp_path):
+    d = PersistentDict("d", container_dir=tmp_path)
+
+    async def a():
+        await asyncio.sleep(0.1)
+        return (await d.resolve_async("b", b, timeout=0.3)).value
+
+    async def b():
+        await asyncio.sleep(0.1)
+        return (await d.resolve_async("a", a, timeout=0.3)).value
+
+    async def main():
+        return await asyncio.gather(*(d.resolve_async(k, f) for k, f in (("a", a), ("b", b))), return_exceptions=True)
+
+    with pytest.warns(CacheWriteWarning):
+        results = asyncio.run(asyncio.wait_for(main(), 30))
+    assert any(isinstance(result, RecursiveComputationError) for result in results)
+
+
+def test_cancelling_twice_while_a_file_is_written_leaves_nothing_behind(tmp_path):
+    class Slow:
+        name = "slow"
+        loads = staticmethod(pickle.loads)
+
+        @staticmethod
+        def dumps(value):
+            time.sleep(0.5)
+            return pickle.dumps(value)
+
+    d = PersistentDict("d", container_dir=tmp_path, format=Slow)
+
+    async def compute():
+        return 5
+
+    async def main():
+        task = asyncio.ensure_future(d.resolve_async("k", compute))
+        await asyncio.sleep(0.2)
+        for _ in range(3):
+            task.cancel()
+            await asyncio.sleep(0.01)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())  # which cancels what is left once more
+    assert os.listdir(Path(d.filename, "locks")) == []
+    assert d.get_or_compute("k", lambda: 5, timeout=20) == 5
+
+
+@pytest.mark.parametrize("limits", [{"timeout": "1"}, {"min_seconds": None}])
+def test_limits_that_are_no_numbers_are_errors_at_the_decoration(limits):
+    with pytest.raises(TypeError, match="is a number of seconds"):
+        memoize(**limits)

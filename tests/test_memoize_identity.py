@@ -82,7 +82,7 @@ def test_a_decorator_of_a_module_does_not_hide_the_program(decorator, tmp_path):
 def test_the_code_that_runs_counts_and_not_the_file_that_was_edited_since(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    text = "from persistent_dict import memoize\ndef make():\n    @memoize\n    def f(x):\n        return x + 1\n    return f\n"
+    text = "from persistent_dict import memoize\ndef make():\n  @memoize\n  def f(x):\n    return x + 1\n  return f\n"
     path = tmp_path / "edited_while_running.py"
     path.write_text(text)
     module = importlib.import_module("edited_while_running")

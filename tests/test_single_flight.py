@@ -439,10 +439,81 @@ def test_a_thread_that_computes_is_named_too(d):
     thread = threading.Thread(target=lambda: d.get_or_compute("k", lambda: begun.set() or end.wait(20)))
     thread.start()
     begun.wait(10)
-    with pytest.warns(CacheWriteWarning, match=rf"process {os.getpid()} \(this one\)"):
+    with pytest.warns(CacheWriteWarning, match="another thread of this process"):
         d.get_or_compute("k", lambda: 1, timeout=0.1)
     end.set()
     thread.join()
+
+
+def test_a_signal_that_strikes_while_the_turn_is_left_lets_others_compute(d, monkeypatch):
+    release = _fs.DigestLock.release
+
+    def interrupted(lock):
+        release(lock)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_fs.DigestLock, "release", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            d.get_or_compute("k", lambda: 1, min_seconds=60)
+    begin = time.monotonic()
+    assert d.get_or_compute("k", lambda: 2, timeout=20) == 2
+    assert time.monotonic() - begin < 5
+
+
+def test_a_computation_that_closes_all_descriptors_loses_no_value(tmp_path):
+    script = f"""
+        import os
+        from persistent_dict import PersistentDict
+        d = PersistentDict("d", container_dir={str(tmp_path)!r})
+        assert d.get_or_compute("k", lambda: os.closerange(3, 200) or 5) == 5
+        assert d["k"] == 5
+        """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, timeout=60)
+
+
+def test_what_was_not_stored_is_handed_over_however_late_the_waiter_looks(d, monkeypatch):
+    from persistent_dict._single_flight import Turn
+
+    begun, calls = threading.Event(), []
+    holder = threading.Thread(
+        target=lambda: d.get_or_compute(
+            "k", lambda: begun.set() or time.sleep(0.2) or calls.append(1) or 1, min_seconds=60
+        )
+    )
+    holder.start()
+    begun.wait(10)
+    take = Turn.take
+
+    def late(turn):
+        taken = take(turn)
+        if not taken:
+            holder.join()  # it has ended before the next look
+            monkeypatch.setattr(Turn, "take", take)
+        return taken
+
+    monkeypatch.setattr(Turn, "take", late)
+    assert d.get_or_compute("k", lambda: calls.append(2) or 2, min_seconds=60) == 1
+    assert calls == [1]
+
+
+@pytest.mark.parametrize("limits", [{"timeout": "1"}, {"min_seconds": "1"}, {"min_seconds": None}])
+def test_limits_that_are_no_numbers_are_errors_before_anything_is_computed(limits, d):
+    with pytest.raises(TypeError, match="is a number of seconds, not"):
+        d.get_or_compute("k", lambda: pytest.fail("computed"), **limits)
+
+
+def test_an_error_that_cannot_be_shown_hides_no_value(d):
+    class Silent(Exception):
+        def __str__(self):
+            raise ValueError("no text")
+
+    class Value:
+        def __reduce__(self):
+            raise Silent
+
+    with pytest.warns(CacheWriteWarning, match="fails with Silent: "):
+        assert isinstance(d.get_or_compute("k", Value), Value)
 
 
 # fork
