@@ -62,11 +62,12 @@ def memoize(  # type: ignore[no-redef]  # its types are above
     ignore : iterable of str
         Parameters that do not change the result; also names that the function takes from an enclosing one.
     key : callable
-        From the function's arguments to what counts, in place of all of them.
+        From the function's arguments to what counts, in place of all of them. Enclosing names count beside it.
     key_by : dict of callables
         From the name of a parameter to what is to count in place of its value: ``{"path": file_checksum}``.
     key_builder : callable
-        From a value to its digest: a `ContentKeyBuilder` by default.
+        From a value to its digest. By default a `ContentKeyBuilder` that looks closer: at the code of functions, at what
+        is in a record's ``__dict__`` beside its fields, at the types of NumPy's numbers.
     min_seconds : float
         A result that took less time to compute is not stored.
     timeout : float or None
@@ -86,8 +87,9 @@ def memoize(  # type: ignore[no-redef]  # its types are above
     ``f(1.0)`` and ``f(True)`` are three. They are keyed by content: lists, dicts, sets, arrays, frames, dataclasses,
     and objects with ``update_persistent_hash``. So is ``self``, since what a method returns depends on it; what has no
     encoding is an error, and ``ignore=("self",)`` says that it does not count. Names that a nested function takes from
-    the enclosing one are keyed like arguments. Globals, files, and the code of functions that are called do not count:
-    that is what `version` is for.
+    the enclosing one are keyed like arguments; so is what decorators below `memoize` hold. The order of a dict's items,
+    and of keyword arguments, does not count. Neither do globals, files, and the code of methods and of functions that
+    are called, unless they are arguments or enclosing names: that is what `version` is for.
 
     ``None`` is a result like any other; exceptions are not kept. Of all threads, processes and coroutines that ask for
     one result at the same time, one computes. A result that cannot be stored is returned, with a warning.
