@@ -66,8 +66,8 @@ def memoize(  # type: ignore[no-redef]  # its types are above
     key_by : dict of callables
         From the name of a parameter to what is to count in place of its value: ``{"path": file_checksum}``.
     key_builder : callable
-        From a value to its digest. By default a `ContentKeyBuilder` that looks closer: at the code of functions, at what
-        is in a record's ``__dict__`` beside its fields, at the types of NumPy's numbers.
+        From a value to its digest. By default a `ContentKeyBuilder` that looks closer: at the code of functions, at
+        what is in a record's ``__dict__`` beside its fields, at the types of NumPy's numbers.
     min_seconds : float
         A result that took less time to compute is not stored.
     timeout : float or None
