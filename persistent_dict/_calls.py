@@ -87,14 +87,15 @@ class CallKeys:
 
     def update_persistent_hash(self, key_hash: Any, key_builder: Any) -> None:
         """Write what tells the function, with its defaults and what is around it, where it is itself part of a key."""
-        around = {name: value() for name, value in self._around}
-        key_builder.rec(key_hash, (self._prefix or self._make_prefix(), self._defaults, around))
+        beside = [*self._defaults.items(), *((name, value()) for name, value in self._around)]
+        digests = tuple([(name, self._digest_of(value, name)) for name, value in beside])
+        key_builder.rec(key_hash, (self._prefix or self._make_prefix(), digests))
 
     def _make_prefix(self) -> tuple[Any, ...]:
         code = code_checksum(self._code, self._written, self._sources)
         names = ", ".join(name for _, name, _ in self._counted)
-        version = self._version if type(self._version) in _NUMBERS else self._digest_of(self._version, "version")
-        self._prefix = (self.name, version, code, names)
+        version, is_kept = self._version, type(self._version) in {*_NUMBERS, str}
+        self._prefix = (self.name, version if is_kept else self._digest_of(version, "version="), code, names)
         return self._prefix
 
     def _kept(self, value: Any, i: int) -> Any:
@@ -108,10 +109,11 @@ class CallKeys:
             return self._key_builder(value).encode()  # so no bytes stand for themselves
         except UnkeyableError as error:
             ways = (
-                f"In @memoize, ignore=({name!r},) leaves it out, key_by={{{name!r}: ...}} says what counts of it, and "
+                f". In @memoize, ignore=({name!r},) leaves it out, key_by={{{name!r}: ...}} says what counts of it, and "
                 "key_builder= takes another builder"
             )
-            raise UnkeyableError(f"{error.problem}. {ways}", (f" of {self.name}, {name}", *error.where)) from None
+            problem = error.problem + (ways if name.isidentifier() else "")
+            raise UnkeyableError(problem, (f" of {self.name}, {name}", *error.where)) from None
 
     # Arguments
 
@@ -197,6 +199,8 @@ class CallKeys:
                     f"memoize: {option}= names {', '.join(sorted(names - set(known)))}, and {self.name} has no such "
                     f"parameter. It has: {', '.join(known) or 'none'}"
                 )
+        self._around = tuple((name, value) for name, value in self._around if name not in ignore)
+        known = (*self._names, *(name for name, _ in self._around))
         self._counted = tuple((i, name, key_by.get(name)) for i, name in enumerate(known) if name not in ignore)
         self._all_count = not (ignore or key_by or self._around)
 

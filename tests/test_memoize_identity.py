@@ -17,7 +17,7 @@ import textwrap
 
 import pytest
 
-from persistent_dict import UnkeyableError, memoize
+from persistent_dict import PersistentDict, UnkeyableError, memoize
 
 pytestmark = pytest.mark.usefixtures("temporary_cache")
 
@@ -323,6 +323,18 @@ def test_functions_that_refer_to_themselves_and_names_that_come_later_are_keyed(
         return n and helper(n)
 
     assert memoized(5) == 0
+
+
+def test_a_memoized_function_is_a_key_of_a_dictionary_like_other_functions(tmp_path):
+    connection = object()
+
+    @memoize(ignore=("connection",))
+    def f(x, sizes=[1, 2]):  # noqa: B006
+        return (connection, x, sizes)
+
+    d = PersistentDict("d", container_dir=tmp_path)
+    assert d.key_builder(f) == d.key_builder(f)
+    assert len(d.key_builder((f, 1))) == 40
 
 
 def test_modules_are_keyed_by_name():
