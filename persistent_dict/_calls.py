@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _CODES = ("ast", "source", None)
 _NUMBERS = frozenset({bool, int, float, type(None)})
+_STATELESS = frozenset({"builtin_function_or_method", "_lru_cache_wrapper"})
 _LONGEST = 500  # characters; a longer text stands in a key by its digest
 
 
@@ -109,8 +110,8 @@ class CallKeys:
             return self._key_builder(value).encode()  # so no bytes stand for themselves
         except UnkeyableError as error:
             ways = (
-                f". In @memoize, ignore=({name!r},) leaves it out, key_by={{{name!r}: ...}} says what counts of it, and "
-                "key_builder= takes another builder"
+                f". In @memoize, ignore=({name!r},) leaves it out, key_by={{{name!r}: ...}} says what counts of it, "
+                "and key_builder= takes another builder"
             )
             problem = error.problem + (ways if name.isidentifier() else "")
             raise UnkeyableError(problem, (f" of {self.name}, {name}", *error.where)) from None
@@ -177,7 +178,7 @@ class CallKeys:
             if layer in self._written:
                 cells = zip(layer.__code__.co_freevars, layer.__closure__ or (), strict=True)
                 around += [(name, partial(self._enclosed, cell)) for name, cell in cells]
-            elif layer is not self._layers[-1] and type(layer).__name__ != "_lru_cache_wrapper":
+            elif type(layer).__name__ not in _STATELESS:
                 around.append((type(layer).__name__, partial(_itself, layer)))
         self._around = tuple(around)
 

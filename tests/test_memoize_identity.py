@@ -329,7 +329,7 @@ def test_a_memoized_function_is_a_key_of_a_dictionary_like_other_functions(tmp_p
     connection = object()
 
     @memoize(ignore=("connection",))
-    def f(x, sizes=[1, 2]):  # noqa: B006
+    def f(x, sizes=[1, 2]):
         return (connection, x, sizes)
 
     d = PersistentDict("d", container_dir=tmp_path)
