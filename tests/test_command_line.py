@@ -74,6 +74,7 @@ def test_an_interrupt_ends_the_demonstration_soon_and_leaves_no_process(tmp_path
         [sys.executable, "-m", "persistent_dict", "demo", "--jobs", "2", "--dir", str(tmp_path)],
         env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )  # fmt: skip
     while not list(tmp_path.glob("*/entries/*/*")) and process.poll() is None:
         time.sleep(0.05)
