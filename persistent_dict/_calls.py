@@ -6,7 +6,8 @@ from functools import partial
 
 from persistent_dict._argument_keys import ArgumentKeyBuilder, cell_value
 from persistent_dict._functions import code_checksum, layers_of, names_of, source_of
-from persistent_dict.errors import UnkeyableError
+from persistent_dict._key_encodings import is_memoized
+from persistent_dict.errors import UnkeyableError, shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ class CallKeys:
         A name for a dictionary of the function's own.
     asks : bool
         Whether callables of the user take part, which may read files.
+    memoized : function
+        What was made of the function; set by who makes it.
     """
 
     def __init__(
@@ -57,7 +60,10 @@ class CallKeys:
         self._function = function
         self._version = version
         self._code = code
-        self._layers = layers_of(function)
+        self.memoized: Any = None
+        self._layers = [
+            layer for layer in layers_of(function) if not is_memoized(layer)
+        ]  # which has no say in a result
         self._written = [layer for layer in self._layers if inspect.isfunction(layer)]
         # Now, although it is compared with what runs: it is gone when the file is.
         self._sources = [source_of(layer) for layer in self._written] if code else []
@@ -77,14 +83,14 @@ class CallKeys:
         TypeError
             The function cannot be called so; or (`UnkeyableError`) an argument has no encoding.
         """
-        prefix, values = self._prefix or self._make_prefix(), self._bound(args, kwargs)
-        if values is None:  # a decorator takes arguments of its own
-            prefix = (*prefix[:3], "*args, **kwargs")
-            values = ((args, kwargs), *[value() for _, value in self._around])
-        elif not self._all_count:
+        values = self._bound(args, kwargs)
+        if not self._all_count:
             values = self._counting(values)
         kept = self._kept_types
-        return (*prefix, *[value if type(value) in kept else self._kept(value, i) for i, value in enumerate(values)])
+        return (
+            *(self._prefix or self._make_prefix()),
+            *[v if type(v) in kept and v == v else self._kept(v, i) for i, v in enumerate(values)],  # noqa: PLR0124  # NaN
+        )
 
     def update_persistent_hash(self, key_hash: Any, key_builder: Any) -> None:
         """Write what tells the function, with its defaults and what is around it, where it is itself part of a key."""
@@ -103,11 +109,11 @@ class CallKeys:
         """Return what stands in a key for the i-th value."""
         if type(value) is str and len(value) <= _LONGEST and self._kept_types:
             return value
-        return self._digest_of(value, self._counted[i][1] if i < len(self._counted) else "the arguments")
+        return self._digest_of(value, self._counted[i][1])
 
     def _digest_of(self, value: Any, name: str) -> bytes:
         try:
-            return self._key_builder(value).encode()  # so no bytes stand for themselves
+            digest = self._key_builder(value)
         except UnkeyableError as error:
             ways = (
                 f". In @memoize, ignore=({name!r},) leaves it out, key_by={{{name!r}: ...}} says what counts of it, "
@@ -115,26 +121,26 @@ class CallKeys:
             )
             problem = error.problem + (ways if name.isidentifier() else "")
             raise UnkeyableError(problem, (f" of {self.name}, {name}", *error.where)) from None
+        if not isinstance(digest, str):
+            raise TypeError(f"memoize: key_builder= returned {shown(digest)} for {name}, and not a str")
+        return digest.encode()  # so no bytes stand for themselves
 
     # Arguments
 
     def _look_at_parameters(self) -> None:
-        """Find the parameters that say what a call means: those of the first layer that has some of its own."""
+        """Find out what a call means to what is called: what a decorator passes on, it may have changed."""
         import inspect
 
-        passing_all = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
-        for layer in self._layers:
-            try:
-                self._signature = inspect.signature(layer, follow_wrapped=False)
-            except ValueError:
-                if layer is not self._layers[-1]:
-                    continue
-                raise TypeError(f"memoize: {self.name} does not tell its parameters: call it from a function") from None
-            parameters = self._signature.parameters.values()
-            kinds = {parameter.kind for parameter in parameters}
-            if kinds != passing_all:
-                break
-        self._takes_more = layer is not self._layers[0]  # or may: what is called passes all on
+        try:
+            self._signature = inspect.signature(self._layers[0], follow_wrapped=False)
+        except ValueError:
+            self._signature = inspect.Signature([
+                inspect.Parameter("args", inspect.Parameter.VAR_POSITIONAL),
+                inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD),
+            ])  # fmt: skip
+        parameters = self._signature.parameters.values()
+        kinds = {parameter.kind for parameter in parameters}
+        self._keywords = [p.name for p in parameters if p.kind is inspect.Parameter.VAR_KEYWORD]
         self._is_simple = kinds <= {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
         self._names = tuple(self._signature.parameters)
         self._positional = sum(parameter.kind is not inspect.Parameter.KEYWORD_ONLY for parameter in parameters)
@@ -146,11 +152,8 @@ class CallKeys:
             if self._is_simple and self._defaults.keys() >= set(self._names[count:])
         }
 
-    def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
-        """Return the values of all parameters, in their order; None where these are not all.
-
-        `inspect` takes five times as long for a usual call.
-        """
+    def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        """Return the values of all parameters, in their order. `inspect` takes five times as long for a usual call."""
         if self._key is not None:
             return (self._key(*args, **kwargs),)
         if not kwargs and len(args) in self._rest:
@@ -162,8 +165,6 @@ class CallKeys:
         try:
             bound = self._signature.bind(*args, **kwargs)
         except TypeError as error:
-            if self._takes_more:
-                return None
             raise TypeError(f"{self._function.__qualname__}() {error}") from None
         bound.apply_defaults()
         return tuple(bound.arguments.values())
@@ -172,34 +173,38 @@ class CallKeys:
 
     def _look_around(self) -> None:
         """Find what its result depends on beside arguments and code: the names that it and its decorators take from
-        enclosing functions, and decorators that are objects."""
+        enclosing functions, defaults of what decorators call, and decorators that are objects."""
         around: list[tuple[str, Callable[[], Any]]] = []
         for layer in self._layers:
             if layer in self._written:
                 cells = zip(layer.__code__.co_freevars, layer.__closure__ or (), strict=True)
                 around += [(name, partial(self._enclosed, cell)) for name, cell in cells]
+                if layer is not self._layers[0] and (layer.__defaults__ or layer.__kwdefaults__):
+                    around.append(("defaults", partial(_itself, (layer.__defaults__, layer.__kwdefaults__))))
             elif type(layer).__name__ not in _STATELESS:
                 around.append((type(layer).__name__, partial(_itself, layer)))
-        self._around = tuple(around)
+        self._around = tuple([(f"enclosing {n}" if n in self._names else n, value) for n, value in around])
 
     def _enclosed(self, cell: Any) -> Any:
         value = cell_value(cell)
-        # What the function itself is called in it, before and after it was memoized, is no argument.
-        is_itself = getattr(getattr(value, "update_persistent_hash", None), "__self__", None) is self
-        return None if is_itself or any(layer is value for layer in self._layers) else value
+        if value is self.memoized:  # what the function itself is called in it is no argument
+            return None
+        return next((("layer", i) for i, layer in enumerate(self._layers) if layer is value), value)
 
     # What counts
 
     def _choose(self, ignore: frozenset[str], key_by: dict[str, Callable[[Any], object]]) -> None:
         if self._key is not None:
-            self._names = ("key",)
+            self._names, self._keywords = ("key",), []
         known = (*self._names, *(name for name, _ in self._around))
         for option, names in (("ignore", ignore), ("key_by", frozenset(key_by))):
-            if names - set(known):
+            unknown = names - set(known)
+            if unknown and not (self._keywords and option == "ignore"):
                 raise TypeError(
-                    f"memoize: {option}= names {', '.join(sorted(names - set(known)))}, and {self.name} has no such "
-                    f"parameter. It has: {', '.join(known) or 'none'}"
+                    f"memoize: {option}= names {', '.join(sorted(unknown))}, and {self.name} has no such parameter. "
+                    f"It has: {', '.join(known) or 'none'}"
                 )
+        self._ignored_keywords = ignore - set(known)
         self._around = tuple((name, value) for name, value in self._around if name not in ignore)
         known = (*self._names, *(name for name, _ in self._around))
         self._counted = tuple((i, name, key_by.get(name)) for i, name in enumerate(known) if name not in ignore)
@@ -207,7 +212,11 @@ class CallKeys:
 
     def _counting(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
         """Return what counts of the values of all parameters, and of what is around the function."""
-        values += tuple(value() for _, value in self._around)
+        if self._ignored_keywords:
+            i = self._names.index(self._keywords[0])
+            keywords = {name: value for name, value in values[i].items() if name not in self._ignored_keywords}
+            values = (*values[:i], keywords, *values[i + 1 :])
+        values += tuple([value() for _, value in self._around])
         return tuple([values[i] if by is None else by(values[i]) for i, _, by in self._counted])
 
 

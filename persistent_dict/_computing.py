@@ -123,7 +123,7 @@ class ComputingDictionary(Dictionary["K", "V"]):
         """Do what `resolve` does, in an asyncio event loop, with a `compute` that returns an awaitable.
 
         Coroutines of one loop that ask for the same key share one lookup and one computation (and its `min_seconds`).
-        All work on files is done in the loop's default executor. A coroutine that is cancelled does not disturb the
+        All work on files is done in a few threads of this package. A coroutine that is cancelled does not disturb the
         others that wait; when all are, the computation is cancelled. A task that is started inside a computation is
         part of it: there, asking for its key is a `RecursiveComputationError`.
         """

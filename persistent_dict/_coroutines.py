@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from persistent_dict._single_flight import check_recursion
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 V = TypeVar("V")
+
+_THREADS = 4
 
 
 class _Shared:
@@ -60,8 +65,17 @@ async def resolve(
         if not task.done():
             return await _alone(lambda: begin(-1.0 if timeout else 0.0), compute)
         if not task.cancelled() and task.exception() is None:
-            outcome = task.result()
-            return outcome if outcome.how == "found" else outcome._replace(how="waited")
+            return await _own_object(begin, task.result())
+
+
+async def _own_object(begin: Callable[[float | None], Outcome[V] | Steps[V]], outcome: Outcome[V]) -> Outcome[V]:
+    """Return the outcome that somebody else was given, with a value of one's own, if it was stored."""
+    how = "found" if outcome.how == "found" else "waited"
+    begun = await off_the_loop(lambda: begin(0.0))
+    if isinstance(begun, Outcome):
+        return begun._replace(how=how)
+    begun.close()
+    return outcome._replace(how=how)
 
 
 def _end(place: tuple[asyncio.AbstractEventLoop, Slot], task: asyncio.Task[Any]) -> None:
@@ -82,12 +96,12 @@ async def _wait_for(shared: _Shared, timeout: float | None) -> None:
 
 
 async def _alone(begin: Callable[[], Outcome[V] | Steps[V]], compute: Callable[[], Awaitable[V]]) -> Outcome[V]:
-    steps = await _off_the_loop(begin)
+    steps = await off_the_loop(begin)
     if isinstance(steps, Outcome):
         return steps
     try:
         while True:
-            step = await _off_the_loop(steps.__next__)
+            step = await off_the_loop(steps.__next__)
             if isinstance(step, Outcome):
                 return step
             if isinstance(step, Work):
@@ -96,12 +110,19 @@ async def _alone(begin: Callable[[], Outcome[V] | Steps[V]], compute: Callable[[
             else:
                 await asyncio.sleep(step.pause)
     finally:
-        await _off_the_loop(steps.close)
+        await off_the_loop(steps.close)
 
 
-async def _off_the_loop(call: Callable[[], T]) -> T:
+@lru_cache(1)
+def _executor(_process: int) -> ThreadPoolExecutor:
+    """Return the threads of this process for work on files. What is done in them never waits; in the loop's own, others
+    may wait for us."""
+    return ThreadPoolExecutor(_THREADS, thread_name_prefix="persistent_dict")
+
+
+async def off_the_loop(call: Callable[[], T]) -> T:
     """Return what `call` returns in another thread. It is never left running: being cancelled waits for its end."""
-    running = asyncio.get_running_loop().run_in_executor(None, copy_context().run, call)
+    running = asyncio.get_running_loop().run_in_executor(_executor(os.getpid()), copy_context().run, call)
     cancelled = None
     while not running.done():
         try:

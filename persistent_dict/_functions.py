@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+_NESTED = 0x10  # inspect.CO_NESTED: where a function stands, not what it does
+
+
 def names_of(function: Any) -> tuple[str, str]:
     """Return the name that stands in the keys, and a shorter one for a dictionary of its own.
 
@@ -23,8 +26,9 @@ def names_of(function: Any) -> tuple[str, str]:
     import inspect
 
     known = getattr(inspect.unwrap(function), "__globals__", None) or vars(sys.modules["__main__"])
-    if known.get("__spec__") is not None:
-        return f"{known['__spec__'].name}.{qualname}", f"{known['__spec__'].name}.{qualname}"
+    spec = getattr(known.get("__spec__"), "name", "__main__")
+    if spec != "__main__":  # which it is for a directory or an archive that is run
+        return f"{spec}.{qualname}", f"{spec}.{qualname}"
     file = next((known[name] for name in ("__file__", "__session__", "__vsc_ipynb_file__") if known.get(name)), "shell")
     return f"{os.path.abspath(file)}:{qualname}", f"{os.path.splitext(os.path.basename(file))[0]}.{qualname}"
 
@@ -43,7 +47,7 @@ def source_of(function: Any) -> str:
 
     try:
         return inspect.getsource(function.__code__)
-    except OSError:  # typed into a shell, compiled from a text
+    except Exception:  # typed into a shell, compiled from a text; or what stands in the file now cannot be read
         return ""
 
 
@@ -53,13 +57,24 @@ def code_checksum(code: str | None, functions: list[Any], sources: list[str]) ->
         return ""
     checksum = blake2b(digest_size=16)
     for function, source in zip(functions, sources, strict=True):
-        tree = _parsed(source)
-        if tree is None or not _is_compiled_from(function.__code__, tree):
-            text = bytecode(function.__code__)
-        else:
-            text = source if code == "source" else _meaning(tree)
+        text = _text(code, function.__code__, source) or bytecode(function.__code__)
         checksum.update(blake2b(text.encode("utf-8", "surrogatepass")).digest())
     return checksum.hexdigest()
+
+
+def _text(code: str, compiled: Any, source: str) -> str:
+    """Return what counts of a source, "" where it is not what runs, or cannot be understood."""
+    import warnings
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the compiler has told its own before
+            tree = _parsed(source)
+            if tree is None or not _is_compiled_from(compiled, tree):
+                return ""
+            return source if code == "source" else _meaning(tree)
+    except RecursionError:  # a tree of some hundred levels, such as a long elif chain
+        return ""
 
 
 def _parsed(source: str) -> Any:
@@ -126,5 +141,6 @@ def bytecode(constant: Any) -> str:
         return repr(constant)
     names = ("argcount", "posonlyargcount", "kwonlyargcount", "names", "varnames", "freevars", "cellvars", "code")
     parts = [getattr(constant, f"co_{name}") for name in names]
+    parts.append(constant.co_flags & ~_NESTED)
     parts.append(getattr(constant, "co_exceptiontable", b""))  # since Python 3.11
     return repr((parts, [bytecode(inner) for inner in constant.co_consts]))

@@ -187,10 +187,10 @@ class Encodings:
     def update_for_function(self, key_hash: Any, key: Any) -> None:
         if key.__name__ == "<lambda>":
             raise UnkeyableError("is a lambda, which has no name to tell it from another. Define it with def")
-        own = vars(key).get("update_persistent_hash")
-        if own is not None:  # a memoized function
+        if is_memoized(key):
             _set(key_hash, stable=False, proven=False)
-            key_hash.update(b"\x80w" + self.inner_digest(key_hash, lambda inner: own(inner, self)))
+            write = key.update_persistent_hash
+            key_hash.update(b"\x80w" + self.inner_digest(key_hash, lambda inner: write(inner, self)))
             return
         key_hash.update(b"\x80F" + _type_name(key))
         cells = tuple(cell.cell_contents for cell in key.__closure__ or ())
@@ -359,6 +359,12 @@ class ContentEncodings(Encodings):
 
         key_hash.update(b"\x80W" + _type_name(type(key)))
         self.rec_items(key_hash, frame_parts(key), "'s part {}".format)
+
+
+def is_memoized(function: Any) -> bool:
+    """Whether a function is what `memoize` made, and no wrapper of that, which has its attributes, too."""
+    own = getattr(function, "__dict__", {}).get("update_persistent_hash")
+    return getattr(getattr(own, "__self__", None), "memoized", None) is function
 
 
 def _set(key_hash: Any, **learned: bool) -> None:

@@ -83,7 +83,8 @@ def memoize(  # type: ignore[no-redef]  # its types are above
 
     Notes
     -----
-    Arguments are bound as in a call, with defaults, so that ``f(1, y=2)`` and ``f(x=1, y=2)`` are one result; ``f(1)``,
+    Arguments are bound as in a call, with defaults, so that ``f(1, y=2)`` and ``f(x=1, y=2)`` are one result (under a
+    decorator that takes ``*args, **kwargs`` they are two: nobody knows what it makes of them). ``f(1)``,
     ``f(1.0)`` and ``f(True)`` are three. They are keyed by content: lists, dicts, sets, arrays, frames, dataclasses,
     and objects with ``update_persistent_hash``. So is ``self``, since what a method returns depends on it; what has no
     encoding is an error, and ``ignore=("self",)`` says that it does not count. Names that a nested function takes from
@@ -197,14 +198,14 @@ def _wrapper(memo: _Memo, limits: dict[str, float | None]) -> Any:
 
 
 def _async_wrapper(memo: _Memo, limits: dict[str, float | None]) -> Any:
+    from persistent_dict._coroutines import off_the_loop
+
     function, keys, resolve, counted = memo.function, memo.keys, memo.cache.resolve_async, memo.counted
 
     async def key_of(args: Any, kwargs: Any) -> tuple[Any, ...]:
         if not keys.asks:
             return keys(args, kwargs)
-        import asyncio
-
-        return await asyncio.to_thread(keys, args, kwargs)  # what the user gave may read files
+        return await off_the_loop(lambda: keys(args, kwargs))  # what the user gave may read files
 
     async def memoized(*args: Any, **kwargs: Any) -> Any:
         key = await key_of(args, kwargs)
@@ -223,13 +224,12 @@ def _async_wrapper(memo: _Memo, limits: dict[str, float | None]) -> Any:
             return counted(Outcome(result.value, "computed", 0.0))
 
     async def refresh(*args: Any, **kwargs: Any) -> Any:
-        import asyncio
-
         memo.check_mutable()
         key = await key_of(args, kwargs)
         begin = time.perf_counter()
         value = await function(*args, **kwargs)
-        await asyncio.to_thread(memo.replace, key, value, time.perf_counter() - begin)
+        seconds = time.perf_counter() - begin
+        await off_the_loop(lambda: memo.replace(key, value, seconds))
         return value
 
     return memo.dress(memoized, refresh)
@@ -272,6 +272,7 @@ class _Memo:
         update_wrapper(wrapper, self.function)
         wrapper.cache = self.cache
         wrapper.update_persistent_hash = self.keys.update_persistent_hash  # its own closure is no part of a key
+        self.keys.memoized = wrapper
         wrapper.refresh = refresh
         for offered in (
             self.cache_info, self.cache_clear, self.cache_key, self.cache_contains,

@@ -9,6 +9,7 @@ import enum
 import functools
 import importlib
 import inspect
+import math
 import os
 import pathlib
 import subprocess
@@ -33,6 +34,9 @@ def times(k):
         return wrapper
 
     return decorate
+
+
+EDITED = "from persistent_dict import memoize\ndef make():\n  @memoize\n  def f(x):\n    return x + 1\n  return f\n"
 
 
 # Programs
@@ -82,7 +86,7 @@ def test_a_decorator_of_a_module_does_not_hide_the_program(decorator, tmp_path):
 def test_the_code_that_runs_counts_and_not_the_file_that_was_edited_since(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    text = "from persistent_dict import memoize\ndef make():\n  @memoize\n  def f(x):\n    return x + 1\n  return f\n"
+    text = EDITED
     path = tmp_path / "edited_while_running.py"
     path.write_text(text)
     module = importlib.import_module("edited_while_running")
@@ -236,14 +240,171 @@ def test_what_is_called_says_what_its_arguments_mean():
     assert f.cache_info().misses == 2
 
 
-def test_under_a_decorator_that_passes_all_on_calls_that_mean_the_same_are_one():
-    @memoize
-    @times(2)
-    def f(x, y=1):
-        return x + y
+def test_what_a_decorator_that_passes_all_on_makes_of_the_arguments_is_not_guessed():
+    def injecting(function):
+        @functools.wraps(function)
+        def wrapper(*args, **kwargs):
+            kwargs.setdefault("z", 10)
+            return function("connection", *args, **kwargs)
 
-    assert [f(1), f(1, 1), f(x=1, y=1)] == [4, 4, 4]
+        return wrapper
+
+    @memoize
+    @injecting
+    def f(connection, x=1, y=2, z=0):
+        return (x, y, z)
+
+    assert [f(5), f(5, 1), f(5), f(5, z=0)] == [(5, 2, 10), (5, 1, 10), (5, 2, 10), (5, 2, 0)]
+    assert f.cache_info().misses == 3
+
+
+def test_under_such_a_decorator_keywords_can_be_ignored():
+    @memoize(ignore=("verbose",))
+    @times(2)
+    def f(x, verbose=False):
+        return x
+
+    assert [f(3), f(3, verbose=True)] == [6, 6]
     assert f.cache_info().misses == 1
+
+
+def test_a_decorator_over_a_memoized_function_counts():
+    @memoize
+    def apply(function, x):
+        return function(x)
+
+    @memoize
+    def base(x):
+        return x
+
+    def make(k):
+        h = times(k)(base)
+
+        @memoize
+        def outer(x):
+            return h(x)
+
+        @times(k)
+        @memoize
+        def recursive(n):
+            return 1 if n == 0 else recursive(n - 1) + 1
+
+        return apply(h, 3), outer(3), recursive(3)
+
+    assert [make(2), make(5)] == [(6, 6, 30), (15, 15, 780)]
+
+
+def test_memoized_twice():
+    @memoize("first")
+    @memoize("second")
+    def f(x):
+        return x + 1
+
+    assert [f(1), f(x=1), f(2)] == [2, 2, 3]
+
+
+def test_defaults_of_what_a_decorator_calls_count():
+    def one(function):
+        @functools.wraps(function)
+        def wrapper(x):
+            return function(x)
+
+        return wrapper
+
+    def make(k):
+        @memoize
+        @one
+        def f(x, _k=k):
+            return x * _k
+
+        return f
+
+    assert [make(2)(3), make(5)(3)] == [6, 15]
+
+
+def test_a_decorator_may_know_the_function():
+    def decorate(fallback):
+        def inner(function):
+            @functools.wraps(function)
+            def wrapper(x):
+                return function(x) if fallback is None else -function(x)
+
+            return wrapper
+
+        return inner
+
+    def f(x):
+        return x
+
+    assert [memoize(decorate(None)(f))(3), memoize(decorate(f)(f))(3)] == [3, -3]
+
+
+def test_a_name_around_that_is_also_a_parameters_is_told_from_it():
+    def decorate(x):
+        def inner(function):
+            @functools.wraps(function)
+            def wrapper(*args):
+                return function(*args) * x
+
+            return wrapper
+
+        return inner
+
+    def make(k):
+        @memoize(ignore=("x",))
+        @decorate(k)
+        def f(x):
+            return x
+
+        return f
+
+    def direct(k):
+        x = k
+
+        def f(x=1):
+            return x
+
+        @memoize(ignore=("y",))
+        def g(y=0):
+            return x + f()
+
+        return g
+
+    assert [direct(2)(), direct(4)()] == [3, 5]
+    with pytest.raises(TypeError, match="has no such parameter. It has: args, function, x"):
+        memoize(ignore=("z",))(decorate(2)(direct))
+    assert make(2)(3) == 6
+
+
+def test_a_program_that_is_a_directory_is_told_from_others(tmp_path):
+    seen = []
+    for rate in (2, 5):
+        (tmp_path / f"app{rate}").mkdir()
+        (tmp_path / f"app{rate}" / "__main__.py").write_text(
+            f"from persistent_dict import memoize\nR = {rate}\n@memoize\ndef f(x):\n    return x * R\nprint(f(3))\n"
+        )
+        command = [sys.executable, str(tmp_path / f"app{rate}")]
+        seen.append(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert seen == ["6\n", "15\n"]
+
+
+def test_a_function_with_many_branches_is_memoized(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    lines = ["from persistent_dict import memoize", "@memoize", "def f(x):", "    if x == 0: return 0"]
+    lines += [f"    elif x == {i}: return {i}" for i in range(1, 600)]
+    (tmp_path / "many_branches.py").write_text("\n".join(lines))
+    assert importlib.import_module("many_branches").f(3) == 3
+
+
+def test_a_file_that_is_being_edited_is_no_obstacle(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    text = EDITED
+    (tmp_path / "half_edited.py").write_text(text)
+    module = importlib.import_module("half_edited")
+    for broken in ("(x + 1", '"""x + 1'):
+        (tmp_path / "half_edited.py").write_text(text.replace("x + 1", broken))
+        assert module.make()(3) == 4
 
 
 def test_a_decorator_may_take_arguments_of_its_own():
@@ -337,6 +498,41 @@ def test_a_memoized_function_is_a_key_of_a_dictionary_like_other_functions(tmp_p
     assert len(d.key_builder((f, 1))) == 40
 
 
+def test_functions_of_libraries_are_keyed():
+    import operator
+    import re
+
+    numpy = pytest.importorskip("numpy")
+
+    @memoize
+    def apply(function, *arguments):
+        return function(*arguments)
+
+    @functools.lru_cache
+    def cached(x):
+        return x + 1
+
+    calls = [
+        (numpy.sin, 0.0), (numpy.cos, 0.0), (numpy.sum, [1, 2]),
+        (numpy.add.reduce, [1, 3]), (numpy.multiply.reduce, [2, 3]),
+        (str.upper, "a"), (str.lower, "A"), (int.__neg__, 1), ((3).__add__, 1), ((4).__add__, 1),
+        (operator.itemgetter(0), "ab"), (operator.itemgetter(1), "ab"), (operator.methodcaller("upper"), "x"),
+        (re.compile("a").fullmatch, "b"), (cached, 1), (math.gcd, 4, 6),
+    ]  # fmt: skip
+    for _ in range(2):
+        got = [apply(*call) for call in calls]
+        assert got == [0.0, 1.0, 3, 4, 6, "A", "a", -1, 4, 5, "a", "b", "X", None, 2, 2]
+    assert apply.cache_info()[:2] == (len(calls), len(calls))
+
+
+def test_functions_that_differ_in_how_they_take_arguments_are_told_apart():
+    @memoize
+    def kind(function):
+        return type(function()).__name__
+
+    assert [kind(lambda *a: a), kind(lambda **a: a)] == ["tuple", "dict"]
+
+
 def test_modules_are_keyed_by_name():
     import json
     import pickle
@@ -382,6 +578,31 @@ class Named(collections.namedtuple("Named", "x")):
     pass
 
 
+@dataclasses.dataclass(init=False)
+class Bag(list):
+    name: str = "x"
+
+
+class Slotted(Point):
+    __slots__ = ("k",)
+
+    def __init__(self, x, k):
+        super().__init__(x)
+        self.k = k
+
+
+class Kernel:
+    def __init__(self, name):
+        self.name = name
+
+    def update_persistent_hash(self, key_hash, key_builder):
+        key_builder.rec(key_hash, self.name)
+
+
+class FastKernel(Kernel):
+    pass
+
+
 class MyPath(type(pathlib.Path())):
     pass
 
@@ -394,12 +615,54 @@ def product(thing):
 def test_attributes_beside_the_fields_of_a_record_count():
     named = [Named(3), Named(3)]
     named[0].k, named[1].k = 2, 5
-    for pair in ([Weighted(3, 2), Weighted(3, 5)], [Derived(3, 2), Derived(3, 5)], named):
+    for pair in (
+        [Weighted(3, 2), Weighted(3, 5)],
+        [Slotted(3, 2), Slotted(3, 5)],
+        [Derived(3, 2), Derived(3, 5)],
+        named,
+    ):
         assert [product(thing) for thing in pair] == [6, 15]
     thing = Derived(3, 2)
     key = product.cache_key(thing)
     assert thing.slow == 2
     assert product.cache_key(thing) == key
+
+
+def test_a_record_that_is_a_list_too_is_refused():
+    with pytest.raises(UnkeyableError, match="Bag, which is a record and a container at once"):
+        product(Bag())
+
+
+def test_the_class_of_an_object_with_a_hook_counts():
+    @memoize
+    def kind(kernel):
+        return type(kernel).__name__
+
+    assert [kind(Kernel("a")), kind(FastKernel("a"))] == ["Kernel", "FastKernel"]
+
+
+def test_ranges_and_values_that_equal_nothing():
+    @memoize
+    def stop(values):
+        return values.stop
+
+    assert [stop(range(0, 3, 2)), stop(range(0, 4, 2))] == [3, 4]
+
+    @memoize
+    def f(x):
+        return 1
+
+    assert [f(float("nan")), f(float("nan"))] == [1, 1]
+    assert f.cache_info().hits == 1
+
+
+def test_a_builder_that_returns_no_text_is_an_error_that_says_so():
+    with pytest.raises(TypeError, match="key_builder= returned .* for x, and not a str"):
+        memoize(key_builder=hash)(lambda_free)(5)
+
+
+def lambda_free(x):
+    return x
 
 
 def test_a_path_of_a_class_of_ones_own_is_told_from_others():
@@ -435,7 +698,11 @@ def test_classes_that_a_function_makes_are_refused():
     def f(x):
         return x.value
 
-    for key in (make_enum(1).A, [make_enum(2).A]):
+    @dataclasses.dataclass
+    class Local:
+        x: int
+
+    for key in (make_enum(1).A, [make_enum(2).A], Local(1)):
         with pytest.raises(UnkeyableError, match="made inside a function"):
             f(key)
 
