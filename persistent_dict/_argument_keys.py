@@ -19,23 +19,10 @@ if TYPE_CHECKING:
 #: The functions that are being keyed: one may refer to itself.
 _inside: ContextVar[tuple[Any, ...]] = ContextVar("persistent_dict_keyed_functions", default=())
 
-
 #: Libraries whose objects are what they pickle as: functions written in C, patterns, addresses, time stamps.
-_PICKLED = frozenset(
-    [
-        "array",
-        "builtins",
-        "collections",
-        "functools",
-        "ipaddress",
-        "numpy",
-        "operator",
-        "pandas",
-        "re",
-        "types",
-        "typing",
-    ]
-)
+_PICKLED = frozenset([
+    "array", "builtins", "collections", "functools", "ipaddress", "numpy", "operator", "pandas", "re", "types", "typing",
+])  # fmt: skip
 _CONTAINERS = (str, bytes, bytearray, int, float, complex, tuple, list, dict, set, frozenset)
 
 
@@ -114,14 +101,7 @@ class ArgumentKeyBuilder(ContentKeyBuilder):
         self._check_class(key)
         super().update_for_type(key_hash, key)
 
-    def _check_class(self, key: type) -> None:
-        if "<locals>" in key.__qualname__:
-            raise UnkeyableError(
-                f"is the class {key.__qualname__}, which was made inside a function: its name does not tell it from "
-                "another. Define it at the top of a module"
-            )
-
-    update_for_ABCMeta = update_for_EnumMeta = update_for_EnumType = update_for_type
+    update_for_ABCMeta = update_for_type
 
     def update_for_enum(self, key_hash: Any, key: Any) -> None:
         self.update_for_type(key_hash, type(key))
@@ -138,6 +118,13 @@ class ArgumentKeyBuilder(ContentKeyBuilder):
     def update_for_namedtuple(self, key_hash: Any, key: Any) -> None:
         super().update_for_namedtuple(key_hash, key)
         self._update_more(key_hash, key, ())
+
+    def _check_class(self, key: type) -> None:
+        if "<locals>" in key.__qualname__:
+            raise UnkeyableError(
+                f"is the class {key.__qualname__}, which was made inside a function: its name does not tell it from "
+                "another. Define it at the top of a module"
+            )
 
     def _update_more(self, key_hash: Any, key: Any, fields: Any) -> None:
         """Write what else is in a record's ``__dict__`` and slots, and no cached property has put there."""
