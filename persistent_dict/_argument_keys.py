@@ -21,7 +21,8 @@ _inside: ContextVar[tuple[Any, ...]] = ContextVar("persistent_dict_keyed_functio
 
 #: Libraries whose objects are what they pickle as: functions written in C, patterns, addresses, time stamps.
 _PICKLED = frozenset([
-    "array", "builtins", "collections", "functools", "ipaddress", "numpy", "operator", "pandas", "re", "types", "typing",
+    "array", "builtins", "collections", "functools", "ipaddress", "numpy", "operator", "pandas", "re", "types",
+    "typing",
 ])  # fmt: skip
 _CONTAINERS = (str, bytes, bytearray, int, float, complex, tuple, list, dict, set, frozenset)
 
