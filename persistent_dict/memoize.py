@@ -89,9 +89,9 @@ def memoize(  # type: ignore[no-redef]  # its types are above
     and objects with ``update_persistent_hash``. So is ``self``, since what a method returns depends on it; what has no
     encoding is an error, and ``ignore=("self",)`` says that it does not count. Names that a nested function takes from
     the enclosing one are keyed like arguments; so is what decorators below `memoize` hold. Classes that were made inside
-    a function are refused as arguments: their names do not tell them apart. The order of a dict's items, and of keyword
-    arguments, does not count. Neither do globals, files, attributes set on functions and classes, and the code of
-    methods and of functions that are called, unless they are arguments or enclosing names: that is what `version` is
+    a function are refused as arguments: their names do not tell them apart. The order of a dict's items, and that of
+    keyword arguments, does not count. Neither do globals, files, attributes set on functions and classes, and the code
+    of methods and of functions that are called, unless they are arguments or enclosing names: that is what `version` is
     for.
 
     ``None`` is a result like any other; exceptions are not kept. Of all threads, processes and coroutines that ask for
