@@ -84,14 +84,14 @@ def memoize(  # type: ignore[no-redef]  # its types are above
     Notes
     -----
     Arguments are bound as in a call, with defaults, so that ``f(1, y=2)`` and ``f(x=1, y=2)`` are one result (under a
-    decorator that takes ``*args, **kwargs`` they are two: nobody knows what it makes of them). ``f(1)``,
-    ``f(1.0)`` and ``f(True)`` are three. They are keyed by content: lists, dicts, sets, arrays, frames, dataclasses,
-    and objects with ``update_persistent_hash``. So is ``self``, since what a method returns depends on it; what has no
-    encoding is an error, and ``ignore=("self",)`` says that it does not count. Names that a nested function takes from
-    the enclosing one are keyed like arguments; so is what decorators below `memoize` hold. Classes that were made inside
-    a function are refused as arguments: their names do not tell them apart. The order of a dict's items, and that of
-    keyword arguments, does not count. Neither do globals, files, attributes set on functions and classes, and the code
-    of methods and of functions that are called, unless they are arguments or enclosing names: that is what `version` is
+    decorator that takes ``*args, **kwargs`` they are two: nobody knows what it makes of them). ``f(1)``, ``f(1.0)`` and
+    ``f(True)`` are three. They are keyed by content: lists, dicts, sets, arrays, frames, dataclasses, and objects with
+    ``update_persistent_hash``. So is ``self``, since what a method returns depends on it; what has no encoding is an
+    error, and ``ignore=("self",)`` says that it does not count. Names that a nested function takes from the enclosing
+    one are keyed like arguments; so is what decorators below `memoize` hold. Classes that were made inside a function
+    are refused as arguments: their names do not tell them apart. The order of a dict's items, and that of keyword
+    arguments, does not count. Neither do globals, files, attributes set on functions and classes, and the code of
+    methods and of functions that are called, unless they are arguments or enclosing names: that is what `version` is
     for.
 
     ``None`` is a result like any other; exceptions are not kept. Of all threads, processes and coroutines that ask for
