@@ -1194,37 +1194,29 @@ def test_a_thread_and_a_coroutine_compute_once(tmp_path):
 
 def test_a_coroutine_waits_no_longer_than_its_own_timeout(tmp_path):
     d = PersistentDict("d", container_dir=tmp_path)
-    calls = []
-
-    async def slow():
-        calls.append(1)
-        await asyncio.sleep(2 if len(calls) == 1 else 0)
-        return len(calls)
 
     async def main():
-        first = asyncio.ensure_future(d.resolve_async("k", slow, timeout=None))
+        end = asyncio.Event()
+
+        async def held():
+            await end.wait()
+            return "late"
+
+        async def quick():
+            return "quick"
+
+        holders = [asyncio.ensure_future(d.resolve_async(key, held, timeout=None)) for key in "ab"]
         await asyncio.sleep(0.1)
-        begin = time.monotonic()
-        at_once = await d.resolve_async("k", slow, timeout=0)
+        at_once = await d.resolve_async("a", quick, timeout=0)
         with pytest.warns(CacheWriteWarning, match="another coroutine"):
-            soon = await d.resolve_async("k2", slow, timeout=0.1)
-        took = time.monotonic() - begin
-        return (await first).value, at_once.how, soon.how, took
+            soon = await d.resolve_async("b", quick, timeout=0.1)
+        assert not any(holder.done() for holder in holders)
+        end.set()
+        return at_once, soon, [(await holder).value for holder in holders]
 
-    async def with_late():
-        holder = asyncio.ensure_future(d.resolve_async("k2", hold, timeout=None))
-        await asyncio.sleep(0.1)
-        result = await main()
-        await holder
-        return result
-
-    async def hold():
-        await asyncio.sleep(2)
-
-    value, at_once, soon, took = asyncio.run(with_late())
-    assert (at_once, soon) == ("computed", "computed")
-    assert took < 1.5
-    assert value == 2  # what was stored first
+    at_once, soon, values = asyncio.run(asyncio.wait_for(main(), 60))
+    assert at_once[:2] == soon[:2] == ("quick", "computed")
+    assert values == ["quick", "quick"]  # what was stored first
 
 
 def test_coroutines_that_wait_for_each_other_end_at_their_timeout(tmp_path):
