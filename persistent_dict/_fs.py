@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from errno import EEXIST, EINVAL, ELOOP, ENOTDIR, ENOTEMPTY, ENOTSUP, ENXIO
+import time
+from errno import EEXIST, EINVAL, ELOOP, ENOTDIR, ENOTEMPTY, ENOTSUP, ENXIO, ETIMEDOUT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,6 +41,14 @@ def open_file(path: str, dir_fd: int | None = None) -> int:
     return os.open(path, READ, dir_fd=dir_fd)
 
 
+def open_quietly(path: str, dir_fd: int | None = None) -> int:
+    """Do what `open_file` does, and leave the time of the last access as it is, where this user may."""
+    try:
+        return os.open(path, READ | getattr(os, "O_NOATIME", 0), dir_fd=dir_fd)
+    except PermissionError:
+        return open_file(path, dir_fd)
+
+
 def open_directory(path: str) -> int:
     """Return a descriptor for a directory, not for a link to one."""
     return os.open(path, _DIRECTORY)
@@ -59,11 +68,16 @@ def read_into(fd: int, buffer: memoryview, offset: int) -> bool:
 # Writing
 
 
+def create_file(path: str, mode: int) -> int:
+    """Return a descriptor for writing a file, which must not exist."""
+    return os.open(path, _WRITE, mode & 0o666)
+
+
 def write_file(path: str, chunks: list[Buffer], mode: int, durability: str) -> None:
     """Make a file of `chunks`, which must not exist, and hand it to the disk as far as `durability` asks."""
-    fd = os.open(path, _WRITE, mode & 0o666)
+    fd = create_file(path, mode)
     try:
-        _write_all(fd, chunks)
+        write_all(fd, chunks)
         if mode & 0o077:  # the umask has taken what the group was to have
             os.fchmod(fd, mode & 0o666)
         if durability == "writeout":
@@ -77,7 +91,8 @@ def write_file(path: str, chunks: list[Buffer], mode: int, durability: str) -> N
     os.close(fd)  # its error counts: a quota, a network file system
 
 
-def _write_all(fd: int, chunks: list[Buffer]) -> None:
+def write_all(fd: int, chunks: list[Buffer]) -> None:
+    """Write all of `chunks` where the descriptor stands."""
     if len(chunks) <= _IOV_MAX:
         written = os.writev(fd, chunks)
         if written == sum(map(len, chunks)):
@@ -101,7 +116,7 @@ def _after(chunks: list[Buffer], written: int) -> list[Buffer]:
 def _close_quietly(fd: int) -> None:
     try:
         os.close(fd)
-    except OSError:  # an earlier error is on its way, and tells more
+    except OSError:  # an earlier error is on its way, and tells more, or nothing can have been lost
         return
 
 
@@ -182,7 +197,7 @@ def remove_tree(path: str) -> None:
             raise
     for _ in range(_ATTEMPTS):
         try:
-            for name in os.listdir(path):
+            for name in sorted(os.listdir(path), reverse=True):  # an entry's value before its key: half of it is a miss
                 remove_tree(f"{path}/{name}")
             os.rmdir(path)
             return
@@ -199,6 +214,14 @@ def discard(path: str) -> None:
     try:
         remove_tree(path)
     except OSError:
+        return
+
+
+def remove_if_empty(path: str) -> None:
+    """Remove a directory that has nothing in it; leave any other."""
+    try:
+        os.rmdir(path)
+    except OSError:  # not empty, not there, not ours
         return
 
 
@@ -366,6 +389,61 @@ class DigestLock:
             return os.read(fd, 1000).decode("utf-8", "replace").strip()
         finally:
             os.close(fd)
+
+
+class DirectoryLock:
+    """A lock on a directory, for the time of a ``with``: shared by those who change entries one by one, held alone by
+    who moves many.
+
+    The kernel frees it when its holder dies. Who waits longer than `timeout` seconds gets a `TimeoutError`. Where the
+    file system has no locks, the shared one is not needed, and the other cannot be had: an `OSError`.
+    """
+
+    def __init__(self, path: str, *, alone: bool = False, timeout: float = 60.0) -> None:
+        self._path = path
+        self._alone = alone
+        self._timeout = timeout
+        self._fd = -1
+
+    def __enter__(self) -> None:
+        from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, flock
+
+        self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
+        end = 0.0
+        while True:
+            try:
+                flock(self._fd, (LOCK_EX if self._alone else LOCK_SH) | LOCK_NB)
+                return
+            except BlockingIOError:
+                end = end or time.monotonic() + self._timeout
+                if time.monotonic() > end:
+                    self._close()
+                    raise TimeoutError(
+                        ETIMEDOUT, f"another process has been changing it for {self._timeout:g} s", self._path
+                    ) from None
+                time.sleep(0.001)
+            except OSError:
+                if self._alone:
+                    self._close()
+                    raise
+                return
+            except BaseException:
+                self._close()
+                raise
+
+    def __exit__(self, *exception: object) -> None:
+        from fcntl import LOCK_UN, flock
+
+        try:
+            flock(self._fd, LOCK_UN)  # closing would not free it while a forked child has a copy of the descriptor
+        except OSError:  # no locks here
+            pass
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, -1
+        _close_quietly(fd)  # nothing was written
 
 
 def _sign(fd: int) -> None:

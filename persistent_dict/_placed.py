@@ -6,7 +6,8 @@ import os
 from weakref import WeakValueDictionary
 
 from persistent_dict import _fs
-from persistent_dict.stores.disk import DiskStore, container_path
+from persistent_dict.stores.container import container_path
+from persistent_dict.stores.disk import DiskStore
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

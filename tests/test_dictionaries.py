@@ -561,8 +561,8 @@ def test_a_loose_hit_is_open_fstat_read_close(tmp_path):
     assert calls in (["openat", "fstat", "read", "close"], ["openat", "newfstatat", "read", "close"])
 
 
-def test_a_miss_is_one_open(tmp_path):
-    assert system_calls("d.get(('absent',))", tmp_path) == ["openat"]
+def test_a_miss_is_one_open_and_a_look_for_packs(tmp_path):
+    assert system_calls("d.get(('absent',))", tmp_path) == ["openat", "newfstatat"]
 
 
 def test_store_if_not_present_on_a_present_key_opens_nothing(tmp_path):

@@ -54,3 +54,28 @@ class TestDurableDiskStore(TestDiskStore):
     def make_store(self) -> DiskStore:
         self.made += 1
         return DiskStore(f"{self.path}/{self.made}", "pickle", "test", durability=self.durability)
+
+
+class AtOncePacked(DiskStore):
+    """Puts every entry into a pack as soon as it is stored."""
+
+    def add(self, digest, entry):
+        added = super().add(digest, entry)
+        self.packing.pack(1 << 40, everything=False, progress=lambda done, total: None)
+        return added
+
+    def set(self, digest, entry, same_key=None):
+        super().set(digest, entry, same_key)
+        self.packing.pack(1 << 40, everything=True, progress=lambda done, total: None)
+
+
+class TestPackedDiskStore(TestDiskStore):
+    def make_store(self) -> DiskStore:
+        self.made += 1
+        return AtOncePacked(f"{self.path}/{self.made}", "pickle", "test")
+
+
+class TestMappedPackedDiskStore(TestDiskStore):
+    def make_store(self) -> DiskStore:
+        self.made += 1
+        return AtOncePacked(f"{self.path}/{self.made}", "pickle", "test", mmap=True)

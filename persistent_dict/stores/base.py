@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import os
+from collections import namedtuple
 from time import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Sequence
-    from typing import Protocol
+    from typing import NamedTuple, Protocol
 
     from persistent_dict.formats import Buffer
+
+    class _Member(NamedTuple):
+        digest: str
+        value: Buffer
+        key: Buffer
+        stored_at: float
+        seconds: float
+        used_at: float
 else:
     Protocol = object
+    _Member = namedtuple("_Member", "digest value key stored_at seconds used_at")
 
 # A digest is a str of 40 lower-case hex characters.
 Digest = str
@@ -103,15 +113,24 @@ class EntryInfo:
         Changes whenever the value is replaced.
     settled : bool
         The stamp is old enough for the clock of the place that no later replacement can bear the same one.
+    used_at : float
+        When it was last read or stored, in seconds since the epoch, to about an hour; 0.0 where nobody knows.
     """
 
-    __slots__ = ("digest", "nbytes", "settled", "stamp")
+    __slots__ = ("digest", "nbytes", "settled", "stamp", "used_at")
 
-    def __init__(self, digest: Digest, nbytes: int, stamp: Hashable, settled: bool) -> None:
+    def __init__(self, digest: Digest, nbytes: int, stamp: Hashable, settled: bool, used_at: float = 0.0) -> None:
         self.digest = digest
         self.nbytes = nbytes
         self.stamp = stamp
         self.settled = settled
+        self.used_at = used_at
+
+
+class Member(_Member):
+    """An entry on its way from one file to another: its two files' bytes, and the facts that an index keeps."""
+
+    __slots__ = ()
 
 
 class Lock(Protocol):

@@ -1,43 +1,35 @@
-"""A container: the directory of one dictionary. The only file that knows its layout.
+"""One container's store: loose entries over packs.
 
-    <container_dir>/<identifier>.cpython-311/
-        CACHEDIR.TAG  .gitignore  FORMAT      FORMAT: layout, format of the values, identifier
-        entries/      tmp/                    loose entries, and where they are staged
-        locks/        quarantine/             made when first needed
-
-Nothing is made before the first write. A container is built beside its place and renamed there, so that it is whole or
-absent. Before anything is read, its owner and mode are checked, and those of the directories above.
+What is in a pack that nothing has overwritten is found there, without a look at the loose entries; then those are
+looked at; and where the packs have changed meanwhile, all is looked at again, so that an entry which moves from one to
+the other is never missed.
 """
 
 from __future__ import annotations
 
 import os
-from hashlib import blake2b
 from sys import implementation
 
 from persistent_dict import _fs
-from persistent_dict.errors import ContainerError, UntrustedContainerError, shell_quoted
+from persistent_dict.errors import InvalidEntryError
 from persistent_dict.stores.base import MutableStore
+from persistent_dict.stores.container import Container
 from persistent_dict.stores.loose import DURABILITIES, LooseStore
+from persistent_dict.stores.packing import Packing
+from persistent_dict.stores.packs import Pack, Packs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Any, TypeVar
 
-    from persistent_dict.formats import Format
     from persistent_dict.stores.base import Digest, Entry, EntryInfo, Part
 
     T = TypeVar("T")
 
-_LAYOUT = "1"
 _LARGE = 1024 * 1024  # bytes; two writers shall not write as much at the same time
 _LOCK_TIMEOUT = 60.0  # seconds; then both write, and the rename decides
-_MAX_NAME = 64  # characters of a container's name that come from the identifier
-_TAG = (
-    "Signature: 8a477f597d28d172789f06886806bc55\n"  # https://bford.info/cachedir/
-    "# This directory is a cache of persistent_dict. Backups may leave it out.\n"
-)
+_LOOKS = 100  # at an entry that others keep moving
 
 
 class DiskStore(MutableStore):
@@ -86,126 +78,137 @@ class DiskStore(MutableStore):
         self.durability = durability
         self._format_name = format_name
         self._identifier = identifier
-        self._trusted = trusted
         self._mode = mode
-        self._options = {
+        self._options: dict[str, Any] = {
             "durability": durability, "mmap": mmap, "trusted": trusted, "mode": mode, "checksum": checksum,
         }  # fmt: skip
-        self._is_open = self._is_synced = False
+        self._is_synced = False
+        self.quarantine_path = f"{self.path}/quarantine"
+        owners = None if trusted or mode & 0o020 else _fs.trusted_owners()
+        self.container = Container(self.path, format_name, identifier, trusted, mode)
         self._loose = LooseStore(
             f"{self.path}/entries",
             f"{self.path}/tmp",
             container=self.path,
-            set_aside=f"{self.path}/quarantine",
+            set_aside=self.quarantine_path,
             durability=durability,
             mmap=mmap,
             mode=mode,
-            owners=None if trusted or mode & 0o020 else _fs.trusted_owners(),
+            owners=owners,
             checksum=checksum,
         )
-
-    # Opening
+        self._packs = Packs(f"{self.path}/packs", self.path, owners, mmap, mode)
+        self.packing = Packing(self.path, self._loose, self._packs, mode, self.container.about)
 
     def open(self) -> bool:
         """Check the container, once. False: there is none yet."""
-        if self._is_open:
-            return True
-        try:
-            names = os.listdir(self.path)
-        except FileNotFoundError:
-            return False
-        except NotADirectoryError:
-            if os.path.lexists(self.path):
-                raise ContainerError(self.path, "a file stands where the container belongs") from None
-            return False  # a file stands further up
-        if not names:
-            return False
-        reason, command = ("", "") if self._trusted else _fs.distrust(self.path, self._mode)
-        for name in ("tmp", "entries"):
-            if not reason and os.path.islink(f"{self.path}/{name}"):
-                reason, command = f"{name} in it is a link", f"rm {shell_quoted(f'{self.path}/{name}')}"
-        if reason:
-            raise UntrustedContainerError(self.path, reason, command)
-        self._check_format()
-        self._is_open = True
+        if not self.container.is_open:
+            if not self.container.open():
+                return False
+            self._packs.refresh()
         return True
-
-    def _check_format(self) -> None:
-        known = self._read_format()
-        if known.get("layout") != _LAYOUT:
-            raise ContainerError(
-                self.path,
-                f"it has the layout {known.get('layout', 'of no version')}, and this version of persistent_dict knows "
-                f"{_LAYOUT}: upgrade the package, or start anew with  rm -rf {shell_quoted(self.path)}",
-            )
-        for what, wanted in (("format", self._format_name), ("identifier", self._identifier)):
-            if wanted is not None and known.get(what) != quoted(wanted):
-                raise ContainerError(
-                    self.path,
-                    f"it was made with the {what} {known.get(what)!r}, and is opened with {quoted(wanted)!r}: open it "
-                    f"as it was made, or start anew with  rm -rf {shell_quoted(self.path)}",
-                )
-
-    def _read_format(self) -> dict[str, str]:
-        try:
-            fd = _fs.open_file(f"{self.path}/FORMAT")
-        except OSError:
-            raise ContainerError(
-                self.path,
-                "it has no readable file FORMAT: it is no container of this package, or damaged. If it is one, start "
-                f"anew with  rm -rf {shell_quoted(self.path)}",
-            ) from None
-        try:
-            lines = os.read(fd, 4096).decode("utf-8", "replace").splitlines()
-        finally:
-            os.close(fd)
-        return dict(line.split(": ", 1) for line in lines if ": " in line)
-
-    def _create(self) -> None:
-        """Make the container, or what is missing in it."""
-        os.makedirs(os.path.dirname(self.path), mode=0o700, exist_ok=True)
-        self._is_open = False
-        if self.open():
-            for name in ("tmp", "entries"):
-                _fs.make_directory(f"{self.path}/{name}", self._mode)
-            return
-        parent, name = os.path.split(self.path)
-        stage, published = f"{parent}/.{name}.{os.urandom(8).hex()}", False
-        try:
-            _fs.make_directory(stage, self._mode)
-            for directory in ("tmp", "entries"):
-                _fs.make_directory(f"{stage}/{directory}", self._mode)
-            for file, text in (("FORMAT", self._new_format()), ("CACHEDIR.TAG", _TAG), (".gitignore", "*\n")):
-                _fs.write_file(f"{stage}/{file}", [text.encode()], self._mode, "consistent")
-            _fs.sync_directory(stage)
-            published = _fs.publish_directory(stage, self.path)
-        finally:
-            if not published:
-                _fs.remove_tree(stage)
-        self._is_synced = False
-        self.open()
-
-    def _new_format(self) -> str:
-        format_name, identifier = quoted(self._format_name or ""), quoted(self._identifier or "")
-        return f"layout: {_LAYOUT}\nformat: {format_name}\nidentifier: {identifier}\n"
 
     # Reading
 
-    def get(self, digest: Digest) -> Entry | None:
-        return self._loose.get(digest) if self._is_open or self.open() else None
-
     def get_value(self, digest: Digest) -> Part | None:
-        return self._loose.get_value(digest) if self._is_open or self.open() else None
+        if not self.container.is_open and not self.open():
+            return None
+        return self._found(digest, Pack.get_value, self._loose.get_value)
+
+    def get(self, digest: Digest) -> Entry | None:
+        return self._found(digest, Pack.get, self._loose.get) if self.open() else None
 
     def get_key(self, digest: Digest) -> Part | None:
-        return self._loose.get_key(digest) if self._is_open or self.open() else None
+        return self._found(digest, Pack.get_key, self._loose.get_key) if self.open() else None
 
     def stat(self, digest: Digest) -> EntryInfo | None:
-        return self._loose.stat(digest) if self._is_open or self.open() else None
+        return self._found(digest, Pack.info, self._loose.stat) if self.open() else None
+
+    def _found(
+        self, digest: Digest, in_pack: Callable[[Pack, int], T], in_loose: Callable[[Digest], T | None]
+    ) -> T | None:
+        """Return what is found of an entry where it counts, None where it is nowhere."""
+        for _ in range(_LOOKS):
+            known = self._packs.known
+            place = self._packs.find(digest)
+            if place is None or place[2]:
+                found = in_loose(digest)
+                if found is not None:
+                    return found
+                self._packs.refresh()
+                if self._packs.known != known:  # it may have moved; whichever thread has seen that first
+                    continue
+            if place is None:
+                break
+            return self._from_pack(digest, place[0], place[1], in_pack, in_loose)
+        lost = self._packs.lost() if in_pack in (Pack.get, Pack.get_value) else None
+        if lost is not None:
+            raise lost
+        return None
+
+    def _from_pack(
+        self,
+        digest: Digest,
+        pack: Pack,
+        i: int,
+        in_pack: Callable[[Pack, int], T],
+        in_loose: Callable[[Digest], T | None],
+    ) -> T:
+        try:
+            return in_pack(pack, i)
+        except InvalidEntryError:
+            found = in_loose(digest)  # a crash may have left a copy
+            if found is None:
+                raise
+            return found
 
     def scan(self) -> Iterator[EntryInfo]:
-        if self.open():
-            yield from self._loose.scan()
+        if not self.open():
+            return
+        loose = list(self._loose.digests())  # first: an entry that is moved to a pack now is seen twice, not never
+        self._packs.refresh()
+        seen: set[Digest] = set()
+        for digest in loose:
+            place = self._packs.find(digest)
+            info = self._loose.stat(digest) if place is None or place[2] else None
+            if info is not None:
+                info.nbytes = self._loose.size(digest)
+                seen.add(digest)
+                yield info
+        for pack, i in self._packed():
+            if pack.digest(i) not in seen:
+                yield pack.info(i)
+
+    def _packed(self) -> Iterator[tuple[Pack, int]]:
+        """Yield where the entries in packs are, each once."""
+        packs = self._packs.known
+        for number, pack in enumerate(packs):
+            for i in range(pack.count):
+                if not any(later.find(pack.digest(i)) >= 0 for later in packs[:number]):
+                    yield pack, i
+
+    def digests(self) -> Iterator[Digest]:
+        """Yield the digests of all entries, also of loose ones without a value file."""
+        if not self.open():
+            return
+        loose = set(self._loose.digests())
+        self._packs.refresh()
+        yield from sorted(loose)
+        for pack, i in self._packed():
+            if pack.digest(i) not in loose:
+                yield pack.digest(i)
+
+    def __len__(self) -> int:
+        if not self.open():
+            return 0
+        loose = list(self._loose.digests())
+        self._packs.refresh()
+        packs = self._packs.known
+        if len(packs) < 2:
+            packed = sum(pack.count for pack in packs)
+        else:
+            packed = sum(1 for _ in self._packed())
+        return packed + sum(1 for digest in loose if self._packs.find(digest) is None)
 
     def elsewhere(self, digest: Digest) -> list[str]:
         parent, name = os.path.split(self.path)
@@ -213,21 +216,33 @@ class DiskStore(MutableStore):
         if tag != implementation.cache_tag:  # the format is shared by all Pythons
             return []
         others = [other for other in _fs.list_directory(parent) if other.rpartition(".")[0] == stem and other != name]
-        places = [f"{parent}/{other}/entries/{digest[:2]}/{digest[2:]}" for other in others]
-        return [place for place in places if _fs.is_directory(place)]
+        stores = [DiskStore(f"{parent}/{other}", **self._options) for other in others]
+        return [store.place(digest) for store in stores if store._is_plainly_there(digest)]
 
-    def __len__(self) -> int:
-        return len(self._loose) if self.open() else 0
+    def _is_plainly_there(self, digest: Digest) -> bool:
+        self._packs.refresh()
+        return self._packs.find(digest) is not None or _fs.is_directory(self._loose.place(digest))
 
     def place(self, digest: Digest) -> str:
-        return self._loose.place(digest)
+        found = self._packs.find(digest)
+        return self._loose.place(digest) if found is None or found[2] else f"{found[0].path}:{digest}"
 
     # Writing
 
     def add(self, digest: Digest, entry: Entry) -> bool:
         if entry.nbytes < _LARGE:
-            return self._in_container(lambda: self._loose.add(digest, entry))
+            return self._in_container(lambda: self._add(digest, entry))
         return self._in_container(lambda: self._add_large(digest, entry))
+
+    def _add(self, digest: Digest, entry: Entry) -> bool:
+        def publish(rename: Callable[[], bool]) -> bool:
+            self._packs.refresh()
+            if not self._packs.are_possible:  # whoever makes the first one leaves out what is staged now
+                return rename()
+            with self._shared():
+                return not self._is_packed(digest) and rename()
+
+        return self._loose.add(digest, entry, publish)
 
     def _add_large(self, digest: Digest, entry: Entry) -> bool:
         lock = self._lock(f"{digest}.write")  # not the one of `lock`, whose holder may compute for long
@@ -235,22 +250,53 @@ class DiskStore(MutableStore):
         try:
             if self.durability != "durable" and self._loose.stat(digest) is not None:  # the wait was for its writer
                 return False
-            return self._loose.add(digest, entry)
+            return self._add(digest, entry)
         finally:
             lock.release()
 
     def set(self, digest: Digest, entry: Entry, same_key: Callable[[Part], bool] | None = None) -> None:
-        self._in_container(lambda: self._loose.set(digest, entry, same_key))
+        self._in_container(lambda: self._set(digest, entry, same_key))
+
+    def _set(self, digest: Digest, entry: Entry, same_key: Callable[[Part], bool] | None) -> None:
+        with self._shared():
+            self._packs.refresh()
+            for pack in self._packs.having(digest):
+                if not pack.is_shadowed():
+                    pack.shadow(self.durability)
+            self._loose.set(digest, entry, same_key)
 
     def delete(self, digest: Digest) -> bool:
-        return self.open() and self._loose.delete(digest)
+        if not self.open():
+            return False
+        with self._shared():
+            if not self._is_packed(digest):
+                return self._loose.delete(digest)
+        return self.delete_many([digest]) > 0
+
+    def delete_many(self, digests: Iterable[Digest]) -> int:
+        """Remove entries, those of one pack at once. Return how many there were."""
+        return self._in_container(lambda: self.packing.remove(set(digests))) if self.open() else 0
 
     def quarantine(self, digest: Digest, *, unloadable: bool = False) -> str:
-        return self._loose.quarantine(digest, unloadable=unloadable) if self.open() else ""
+        if not self.open():
+            return ""
+        with self._shared():
+            if not self._is_packed(digest):
+                aside = self._loose.quarantine(digest, unloadable=unloadable)
+                if aside or self._packs.lost() is None:
+                    return aside
+        return self.packing.quarantine(digest, self.quarantine_path, unloadable=unloadable)
 
     def clear(self) -> None:
         if self.open():
-            self._loose.clear()
+            self._in_container(self.packing.clear)
+
+    def _is_packed(self, digest: Digest) -> bool:
+        self._packs.refresh()
+        return self._packs.find(digest) is not None
+
+    def _shared(self) -> _fs.DirectoryLock:
+        return _fs.DirectoryLock(self.path)
 
     def _in_container(self, write: Callable[[], T]) -> T:
         """Return what `write` does, in a container that is made if it is not there, or no longer."""
@@ -265,6 +311,11 @@ class DiskStore(MutableStore):
             self._create()
             return write()
 
+    def _create(self) -> None:
+        self.container.create()
+        self._packs.refresh()
+        self._is_synced = False
+
     def lock(self, digest: Digest) -> _fs.DigestLock | None:
         try:
             return self._in_container(lambda: self._lock(digest))
@@ -273,13 +324,6 @@ class DiskStore(MutableStore):
 
     def _lock(self, name: str) -> _fs.DigestLock:
         return _fs.DigestLock(f"{self.path}/locks", name, self._mode)
-
-    # Upkeep
-
-    def digests(self) -> Iterator[Digest]:
-        """Yield the digests of all entries, also of those without a value file."""
-        if self.open():
-            yield from self._loose.digests()
 
     def sweep(self) -> int:
         """Remove what killed writers left: locks, and what they staged over an hour ago. Return how many."""
@@ -294,28 +338,3 @@ class DiskStore(MutableStore):
 
 def _reopened(path: str, format_name: str | None, identifier: str | None, options: dict[str, Any]) -> DiskStore:
     return DiskStore(path, format_name, identifier, **options)
-
-
-def container_path(container_dir: str, identifier: str, format: Format) -> str:  # noqa: A002  # the public name
-    """Return where the container of a dictionary is.
-
-    Its name carries the Python version where the format's bytes may not survive another.
-    """
-    if not isinstance(identifier, str) or not identifier:
-        raise ValueError(f"an identifier is a str of at least one character, not {identifier!r}")
-    name = quoted(identifier)
-    if len(name) > _MAX_NAME:
-        mark = blake2b(identifier.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
-        name = f"{name[: _MAX_NAME - 17]}-{mark}"
-    return os.path.join(container_dir, name if format.portable else f"{name}.{implementation.cache_tag}")
-
-
-def quoted(text: str) -> str:
-    """Return `text` as a safe file name: ASCII letters, digits, ``_``, ``-``, inner dots; the rest as %XX."""
-    out = []
-    for i, character in enumerate(text):
-        if (character.isascii() and character.isalnum()) or character in "_-" or (character == "." and i):
-            out.append(character)
-        else:
-            out += [f"%{byte:02X}" for byte in character.encode("utf-8", "surrogatepass")]
-    return "".join(out)

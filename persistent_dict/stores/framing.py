@@ -41,7 +41,7 @@ KEY, VALUE = ord("K"), ord("V")
 FOOTER_SIZE = 96
 _FOOTER = Struct("<QQdd8s20s16sBBBBII8s")
 _TABLE_ITEM = Struct("<QQ16s")
-_MAGIC = b"\x8fPDIC\r\n\x1a"
+MAGIC = b"\x8fPDIC\r\n\x1a"
 _VERSION = 1
 _ALIGNMENT = 64
 _CRC_AT = 84
@@ -77,7 +77,7 @@ class Footer:
             self.payload_size, self.stream_size, self.stored_at, self.seconds, self.nonce, footer_digest, self.checksum,
             self.algorithm, footer_kind, version, flags, self.buffer_count, crc, magic,
         ) = _FOOTER.unpack_from(tail, at)  # fmt: skip
-        if magic != _MAGIC:
+        if magic != MAGIC:
             raise Damage(_no_magic(tail))
         if crc != crc32(tail[at : at + _CRC_AT]):
             raise Damage("its footer's checksum does not hold")
@@ -111,9 +111,9 @@ def frame(part: Part, digest: Digest, kind: int, algorithm: int = 1) -> list[Buf
         chunks.append(table)
     body = _FOOTER.pack(
         size + len(table), len(part.stream), part.stored_at, part.seconds, part.nonce, bytes.fromhex(digest),
-        checksum(part.stream, table), algorithm, kind, _VERSION, 0, len(part.buffers), 0, _MAGIC,
+        checksum(part.stream, table), algorithm, kind, _VERSION, 0, len(part.buffers), 0, MAGIC,
     )[:_CRC_AT]  # fmt: skip
-    chunks.append(body + crc32(body).to_bytes(4, "little") + _MAGIC)
+    chunks.append(body + crc32(body).to_bytes(4, "little") + MAGIC)
     return chunks
 
 
@@ -133,7 +133,7 @@ def unframe(blob: bytes, digest: Digest, kind: int) -> Part:
         ) = _FOOTER.unpack_from(blob, at)  # fmt: skip
         stream = blob[:at]
         if (
-            magic == _MAGIC
+            magic == MAGIC
             and crc == crc32(blob[at : at + _CRC_AT])
             and payload_size == stream_size == at
             and footer_digest.hex() == digest
@@ -175,6 +175,18 @@ def read_part(footer: Footer, read_at: Callable[[int, int], Buffer]) -> Part:
     if end != table_at:
         raise Damage("its lengths do not fit together")
     return Part(stream, buffers, footer.nonce, footer.stored_at, footer.seconds)
+
+
+def any_footer(tail: bytes) -> tuple[Footer, int, bytes] | None:
+    """Return the footer that `tail` is, of whatever kind and entry, with its kind and digest; None: it is none."""
+    if len(tail) != FOOTER_SIZE or tail[-len(MAGIC) :] != MAGIC:
+        return None
+    fields = _FOOTER.unpack(tail)
+    payload_size, digest, kind = fields[0], fields[5], fields[8]
+    try:
+        return Footer(tail, payload_size + FOOTER_SIZE, digest.hex(), kind), kind, digest
+    except (Damage, KeyError):
+        return None
 
 
 def _crc(first: Buffer, second: Buffer = b"") -> bytes:

@@ -16,39 +16,32 @@ from stat import S_ISREG
 
 from persistent_dict import _fs
 from persistent_dict.errors import InvalidEntryError, InvalidKeyFileError, InvalidValueFileError
-from persistent_dict.stores.base import Entry, EntryInfo, MutableStore, Part
-from persistent_dict.stores.framing import (
-    ALGORITHMS,
-    FOOTER_SIZE,
-    KEY,
-    VALUE,
-    Damage,
-    Footer,
-    frame,
-    read_part,
-    unframe,
-)
+from persistent_dict.stores.base import Entry, EntryInfo, Member, MutableStore, Part
+from persistent_dict.stores.framing import ALGORITHMS, FOOTER_SIZE, KEY, VALUE, Damage, frame, unframe
+from persistent_dict.stores.reading import SMALL, read, read_bytes
+from persistent_dict.stores.recency import FRESH, refresh, used_at
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from typing import TypeVar
+    from typing import Any, TypeVar
 
-    from persistent_dict.formats import Buffer
     from persistent_dict.stores.base import Digest
 
     T = TypeVar("T")
 
 _FILES = {KEY: "key", VALUE: "value"}
 _ERRORS = {KEY: InvalidKeyFileError, VALUE: InvalidValueFileError}
-_SMALL = 64 * 1024  # bytes; a smaller file is read at once, into memory that malloc need not ask the kernel for
-_OWN_PAGES = 1024 * 1024  # bytes; memory for a buffer from this size on comes from the kernel, zeroed and page-aligned
 _SETTLED = 2_000_000_000  # ns; the coarsest clock of a file system in use ticks in 2 s
 _LOOKS = 100  # at an entry that others keep replacing
 _STALE = 3600.0  # seconds
 _HEX = frozenset("0123456789abcdef")
 
 DURABILITIES = ("none", "writeout", "consistent", "durable")
+
+
+def _at_once(publish: Callable[[], bool]) -> bool:
+    return publish()
 
 
 class LooseStore(MutableStore):
@@ -111,7 +104,9 @@ class LooseStore(MutableStore):
         try:
             status = os.fstat(fd)
             size = status.st_size
-            if size < _SMALL and (self._owners is None or status.st_uid in self._owners):
+            if size < SMALL and (self._owners is None or status.st_uid in self._owners):
+                if time.time() - status.st_atime > FRESH:
+                    refresh(fd, status)
                 return unframe(os.read(fd, size), digest, VALUE)
         except (OSError, Damage):
             pass
@@ -125,21 +120,36 @@ class LooseStore(MutableStore):
     def get(self, digest: Digest) -> Entry | None:
         def read(directory: int) -> Entry:
             key, value = (self._read(_FILES[kind], digest, kind, directory) for kind in (KEY, VALUE))
-            if key.nonce != value.nonce:
-                place = self.place(digest)
-                reason = "its key and its value come from different stores"
-                raise InvalidEntryError(place, reason, place, self._container)
+            self._check_pair(digest, key, value)
             return Entry(key, value)
 
         return self._look_with(digest, read)
+
+    def _check_pair(self, digest: Digest, key: Part, value: Part) -> None:
+        if key.nonce != value.nonce:
+            place = self.place(digest)
+            reason = "its key and its value come from different stores"
+            raise InvalidEntryError(place, reason, place, self._container)
 
     def _look(self, digest: Digest, kind: int) -> Part | None:
         return self._look_with(digest, lambda directory: self._read(_FILES[kind], digest, kind, directory))
 
     def _read(self, path: str, digest: Digest, kind: int, directory: int | None = None) -> Part:
         """Return the part in a file. `path` is relative to the descriptor `directory`, where that is given."""
+
+        def read_it(fd: int, status: os.stat_result) -> Part:
+            if kind == VALUE and time.time() - used_at(status) > FRESH:
+                refresh(fd, status)
+            return read(fd, 0, status.st_size, digest, kind, mapped=self._mmap)
+
+        return self._with_file(path, digest, kind, directory, read_it)
+
+    def _with_file(
+        self, path: str, digest: Digest, kind: int, directory: int | None, use: Callable[[int, os.stat_result], T]
+    ) -> T:
+        """Return what `use` makes of an open file and its status. What is no file of ours is an `InvalidEntryError`."""
         try:
-            fd = _fs.open_file(path, directory)
+            fd = _fs.open_quietly(path, directory)
         except FileNotFoundError:
             if kind == KEY and directory is not None and "value" in os.listdir(directory):
                 raise self._invalid(digest, kind, "it is missing") from None
@@ -154,17 +164,11 @@ class LooseStore(MutableStore):
                 raise self._invalid(digest, kind, "it is no regular file")
             if self._owners is not None and status.st_uid not in self._owners:
                 raise self._invalid(digest, kind, f"it belongs to the user {status.st_uid}, not to you")
-            if status.st_size < _SMALL:
-                return unframe(os.read(fd, status.st_size), digest, kind)
-            return self._read_large(fd, status.st_size, digest, kind)
+            return use(fd, status)
         except Damage as damage:
             raise self._invalid(digest, kind, str(damage)) from None
         finally:
             os.close(fd)
-
-    def _read_large(self, fd: int, size: int, digest: Digest, kind: int) -> Part:
-        footer = Footer(os.pread(fd, FOOTER_SIZE, size - FOOTER_SIZE), size, digest, kind)
-        return read_part(footer, _mapped(fd, size) if self._mmap else _reader(fd))
 
     def _look_with(self, digest: Digest, read: Callable[[int], T]) -> T | None:
         """Return what `read` makes of the entry's directory, seen through one descriptor.
@@ -201,8 +205,7 @@ class LooseStore(MutableStore):
             return None
         except NotADirectoryError:
             raise self._foreign(digest) from None
-        stamp = (status.st_ino, status.st_mtime_ns, status.st_size)
-        return EntryInfo(digest, status.st_size, stamp, time.time_ns() - status.st_mtime_ns > _SETTLED)
+        return EntryInfo(digest, status.st_size, _stamp(status), _is_settled(status), used_at(status))
 
     def scan(self) -> Iterator[EntryInfo]:
         for digest in self.digests():
@@ -221,10 +224,68 @@ class LooseStore(MutableStore):
                 if len(shard) == 2 and len(name) == 38 and _HEX.issuperset(shard + name):
                     yield shard + name
 
+    # For packing
+
+    def size(self, digest: Digest) -> int:
+        """Return how many bytes the entry's files have, 0 where there is none."""
+        place = self.place(digest)
+        return _fs.size_of(f"{place}/value") + _fs.size_of(f"{place}/key")
+
+    def raw(self, digest: Digest) -> tuple[object, Member | None]:
+        """Return an entry's files, checked, with what `is_still` wants to know; None where there is none. That it was
+        read is not noted."""
+
+        def read_file(kind: int, directory: int) -> tuple[bytes, Part, os.stat_result]:
+            def read_it(fd: int, status: os.stat_result) -> tuple[bytes, Part, os.stat_result]:
+                whole = bytes(read_bytes(fd, 0, status.st_size))
+                return whole, unframe(whole, digest, kind), status
+
+            return self._with_file(_FILES[kind], digest, kind, directory, read_it)
+
+        def read_both(directory: int) -> tuple[object, Member]:
+            (value, part, status), (key, key_part, _) = (read_file(kind, directory) for kind in (VALUE, KEY))
+            self._check_pair(digest, key_part, part)
+            stamp = _stamp(status), b"" if _is_settled(status) else value[-FOOTER_SIZE:]
+            return stamp, Member(digest, value, key, part.stored_at, part.seconds, used_at(status))
+
+        return self._look_with(digest, read_both) or (None, None)
+
+    def is_still(self, digest: Digest, stamp: Any) -> bool:
+        """Whether the entry has not been replaced or removed since `raw` gave that stamp."""
+        info = self.stat(digest)
+        if info is None or stamp is None or info.stamp != stamp[0]:
+            return False
+        if not stamp[1]:
+            return True
+        _, member = self.raw(digest)  # its file was so new that another may have the same status
+        return member is not None and bytes(member.value[-FOOTER_SIZE:]) == stamp[1]
+
+    def staged(self) -> set[Digest]:
+        """Return the digests of entries that are about to be published, and of those whose writers were killed."""
+        return {name.partition("-")[0] for name in _fs.list_directory(self._staging) if "-" in name}
+
+    def set_apart(self, digests: list[Digest]) -> str:
+        """Move entries to a directory in the staging directory, for the caller to remove. Return that."""
+        trash = self._new_stage()
+        _fs.make_directory(trash, self._mode)
+        for digest in digests:
+            _fs.rename_if_there(self.place(digest), f"{trash}/{digest}")
+        for shard in {digest[:2] for digest in digests}:
+            _fs.remove_if_empty(f"{self._entries}/{shard}")
+        return trash
+
+    def set_apart_all(self) -> str:
+        """Move all entries away, as `set_apart` does."""
+        trash = self._new_stage()
+        _fs.rename_if_there(self._entries, trash)
+        return trash
+
     # Writing
 
-    def add(self, digest: Digest, entry: Entry) -> bool:
-        final, stage, published = self.place(digest), self._new_stage(), False
+    def add(self, digest: Digest, entry: Entry, publish: Callable[[Callable[[], bool]], bool] = _at_once) -> bool:
+        """Put the entry there if there is none. `publish` is given what makes it visible, and returns what that does,
+        or False, for an entry that is elsewhere."""
+        final, stage, published = self.place(digest), f"{self._staging}/{digest}-{os.urandom(8).hex()}", False
         if self._durability == "durable" and self.stat(digest) is not None:
             self._make_durable(final, published)
             return False
@@ -234,11 +295,11 @@ class LooseStore(MutableStore):
             self._write(f"{stage}/key", entry.key, digest, KEY)
             if self._durability in ("consistent", "durable"):
                 _fs.sync_directory(stage)
-            published = self._publish(stage, final, digest)
+            published = publish(lambda: self._publish(stage, final, digest))
         finally:
             if not published:
                 _fs.discard(stage)
-        if self._durability == "durable":
+        if self._durability == "durable" and (published or self.stat(digest) is not None):
             self._make_durable(final, published)
         return published
 
@@ -408,26 +469,9 @@ def _bears_name(directory: int, path: str) -> bool:
         return False
 
 
-def _reader(fd: int) -> Callable[[int, int], Buffer]:
-    """Return a `read_at` that reads a file straight into memory which the caller's arrays will own."""
-
-    def read_at(begin: int, size: int) -> Buffer:
-        if size < _OWN_PAGES:
-            buffer = memoryview(bytearray(size))
-        else:
-            from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
-
-            buffer = memoryview(mmap(-1, size, flags=MAP_PRIVATE | MAP_ANONYMOUS))
-        if not _fs.read_into(fd, buffer, begin):
-            raise Damage("it became shorter while it was read")
-        return buffer
-
-    return read_at
+def _stamp(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
-def _mapped(fd: int, size: int) -> Callable[[int, int], Buffer]:
-    """Return a `read_at` that maps the file, copy-on-write."""
-    from mmap import ACCESS_COPY, mmap
-
-    view = memoryview(mmap(fd, size, access=ACCESS_COPY))
-    return lambda begin, length: view[begin : begin + length]
+def _is_settled(status: os.stat_result) -> bool:
+    return time.time_ns() - status.st_mtime_ns > _SETTLED

@@ -1,0 +1,487 @@
+"""Writing packs, and moving entries between loose files and packs while others read and write.
+
+A pack is written privately, synced, and published by one rename; then its directory is synced, and only then what it
+replaces is removed. Who publishes or replaces a pack holds the container's lock alone for that time, and looks once
+more whether each entry is still what was written: who adds, overwrites or removes an entry holds the lock shared, and
+looks into the packs.
+"""
+
+from __future__ import annotations
+
+import os
+from array import array
+from hashlib import blake2b
+from zlib import crc32
+
+from persistent_dict import _fs
+from persistent_dict.errors import InvalidEntryError
+from persistent_dict.stores.base import Member
+from persistent_dict.stores.framing import KEY, VALUE, Damage, unframe
+from persistent_dict.stores.packs import (
+    COLUMNS,
+    DEAD,
+    FOOTER,
+    HEADER_SIZE,
+    MARK_SIZE,
+    PACK_MAGIC,
+    PACK_VERSION,
+    extent,
+    fanout_of,
+    header,
+    to_bytes,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Any
+
+    from persistent_dict.formats import Buffer
+    from persistent_dict.stores.base import Digest
+    from persistent_dict.stores.loose import LooseStore
+    from persistent_dict.stores.packs import Pack, Packs
+
+    Progress = Callable[[int, int], object]
+
+_BATCH = 4 * 1024 * 1024  # bytes; written at once
+_LOOSE_BATCH = 500  # loose copies; removed while others wait
+
+
+class PackWriter:
+    """Writes a pack to a file that nobody looks at yet. Members come in the order of their digests."""
+
+    def __init__(self, path: str, mode: int, sequence: int, about: str) -> None:
+        self._about = about.encode()
+        self._mark = os.urandom(MARK_SIZE)
+        self._digests: list[bytes] = []
+        self._columns: dict[str, Any] = {name: array(code) for name, code in COLUMNS.items() if len(code) == 1}
+        self._chunks: list[Buffer] = [header(sequence, self._mark)]
+        self._pending = 0
+        self._at = HEADER_SIZE
+        self.path = path
+        self._fd = _fs.create_file(path, mode)
+
+    def __enter__(self) -> PackWriter:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Close it, and remove it where it has not been moved to its place."""
+        try:
+            os.close(self._fd)
+        finally:
+            _fs.discard(self.path)
+
+    def digest(self, number: int) -> Digest:
+        """Return the digest of what was added as `number`."""
+        return self._digests[number].hex()
+
+    def add(self, member: Member, *, is_damaged: bool = False) -> None:
+        """Write an entry. One that is damaged gets a checksum that does not hold, so that it stays so."""
+        sizes = len(member.value), len(member.key)
+        size = extent(*sizes)
+        end = self._mark + bytes(size - sum(sizes) - MARK_SIZE)
+        facts = {
+            "begins": self._at, "value_sizes": sizes[0], "key_sizes": sizes[1], "stored_at": member.stored_at,
+            "seconds": member.seconds, "used_at": member.used_at,
+            "checksums": crc32(end, crc32(member.key, crc32(member.value))) ^ is_damaged,
+        }  # fmt: skip
+        for name, fact in facts.items():
+            self._columns[name].append(fact)
+        self._digests.append(bytes.fromhex(member.digest))
+        self._chunks += (member.value, member.key, end)
+        self._at += size
+        self._pending += size
+        if self._pending > _BATCH or len(self._chunks) > 500:
+            self._flush()
+
+    def _flush(self) -> None:
+        _fs.write_all(self._fd, self._chunks)
+        self._chunks, self._pending = [], 0
+
+    def sync(self) -> None:
+        """Hand what was written so far to the disk."""
+        self._flush()
+        os.fsync(self._fd)
+
+    def finish(self, is_current: Callable[[int], bool] = lambda _: True) -> tuple[str, int]:
+        """Write the index, without the entries that are not current, and sync. Return the pack's name and its count."""
+        kept = []
+        for i in range(len(self._digests)):
+            if is_current(i):
+                kept.append(i)
+            else:  # what finds entries without the index must not find this one
+                begin, *sizes = (self._columns[name][i] for name in ("begins", "value_sizes", "key_sizes"))
+                os.pwrite(self._fd, DEAD, begin + sum(sizes))
+        digests = b"".join(self._digests[i] for i in kept)
+        index: dict[str, Any] = {"fanout": fanout_of(digests), "digests": digests}
+        for name in COLUMNS:
+            if name not in index:
+                column = self._columns[name]
+                index[name] = column if len(kept) == len(column) else array(COLUMNS[name], [column[i] for i in kept])
+        columns = [to_bytes(index[name]) for name in COLUMNS]
+        body = FOOTER.pack(
+            len(kept), self._at, len(self._about), *map(crc32, columns), crc32(self._about), PACK_VERSION, 0, PACK_MAGIC
+        )[:-12]
+        end = body + crc32(body).to_bytes(4, "little") + PACK_MAGIC
+        self._chunks += (*columns, self._about, end)
+        self.sync()
+        checksum = blake2b(self._mark, digest_size=16)
+        for column in columns:
+            checksum.update(column)
+        return checksum.hexdigest(), len(kept)
+
+
+class Packing:
+    """What moves the entries of one container between loose files and packs.
+
+    `about` is what new packs say about themselves; `progress` is called with how many entries are done, of how many.
+    """
+
+    def __init__(self, path: str, loose: LooseStore, packs: Packs, mode: int, about: Callable[[], str]) -> None:
+        self._path = path
+        self._loose = loose
+        self._packs = packs
+        self._mode = mode
+        self._about = about
+
+    def tidy(self) -> int:
+        """Finish what killed processes left: packs that later ones have replaced, tables of hits without a pack, loose
+        copies of packed entries. Return how many things were removed."""
+        self._packs.refresh()
+        copies: dict[Digest, object] = {}
+        for digest in self._loose.digests():
+            found = self._packs.find(digest)
+            if found is not None and not found[2]:
+                copies[digest] = None
+        removed = self._remove_loose(copies)
+        with self._alone():
+            self._packs.refresh()
+            packs = self._packs.known
+            for number, pack in enumerate(packs[1:], 1):
+                if not pack.problem and all(
+                    any(later.find(pack.digest(i)) >= 0 for later in packs[:number]) for i in range(pack.count)
+                ):
+                    self._retire([pack])
+                    removed += 1
+            names = self._packs.names()
+            for name in _fs.list_directory(self._packs.directory):
+                if name.endswith(".used") and name.removesuffix(".used") not in names:
+                    _fs.remove_tree(f"{self._packs.directory}/{name}")
+                    removed += 1
+        return removed
+
+    # From loose files into a pack
+
+    def pack(self, max_entry: int, everything: bool, progress: Progress) -> tuple[int, int]:
+        """Move loose entries of at most `max_entry` bytes into a pack, together with those of small packs.
+
+        Return how many entries the new pack has, and how many of them were loose.
+        """
+        self._packs.refresh()
+        folded = self._to_fold(everything)
+        sources: dict[Digest, tuple[Pack, int] | None] = {}
+        for pack in reversed(folded):
+            sources.update((pack.digest(i), (pack, i)) for i in range(pack.count))
+        left_over: dict[Digest, object] = {}
+        for digest in list(self._loose.digests()):
+            found = self._packs.find(digest)
+            if found is not None and not found[2]:
+                left_over[digest] = None
+            elif self._loose.size(digest) <= max_entry:
+                sources[digest] = None
+            else:  # large, and in place of what a pack has
+                sources.pop(digest, None)
+        self._remove_loose(left_over)
+        if None not in sources.values() and len(folded) < 2 and not any(pack.is_shadowed() for pack in folded):
+            return 0, 0
+        return self._move(sources, folded, progress)
+
+    def _to_fold(self, everything: bool) -> list[Pack]:
+        """Return the packs to be joined with what is loose, latest first: those with entries that were overwritten, and
+        those that are small beside the rest, so that the number of packs grows with the logarithm of their size."""
+        whole = [pack for pack in self._packs.known if not pack.problem and pack.is_there()]
+        folded = [pack for pack in whole if everything or pack.is_shadowed()]
+        total = sum(pack.size for pack in folded) + sum(map(self._loose.size, self._loose.digests()))
+        for pack in sorted(whole, key=lambda pack: pack.size):
+            if pack not in folded and pack.size < 2 * total:
+                folded.append(pack)
+                total += pack.size
+        return sorted(folded, key=lambda pack: -pack.sequence)
+
+    def _move(
+        self, sources: dict[Digest, tuple[Pack, int] | None], folded: list[Pack], progress: Progress
+    ) -> tuple[int, int]:
+        moved: dict[Digest, object] = {}  # with what tells whether the loose entry is still the same
+        stamps: list[object] = []
+        self._make_place()
+        with self._writer() as writer:
+            for done, (digest, source) in enumerate(sorted(sources.items()), 1):
+                try:
+                    stamp, member = (None, packed(*source)) if source else self._loose.raw(digest)
+                except (Damage, InvalidEntryError):  # stays where it is
+                    folded = [pack for pack in folded if source is None or pack is not source[0]]
+                    continue
+                if member is not None:  # else it was removed meanwhile
+                    writer.add(member)
+                    stamps.append(stamp)
+                    if source is None:
+                        moved[digest] = stamp
+                progress(done, len(sources))
+            writer.sync()
+            with self._alone():
+                self._packs.refresh()
+                staged = self._loose.staged()
+                trusted = {id(pack) for pack in self._packs.known if pack.is_there() and not pack.is_shadowed()}
+
+                def is_current(number: int) -> bool:
+                    digest = writer.digest(number)
+                    source = sources[digest]
+                    if source is None:
+                        return digest not in staged and self._loose.is_still(digest, stamps[number])
+                    return id(source[0]) in trusted or self._is_last_word(digest, *source)
+
+                count = self._publish(writer, is_current)
+                self._retire(folded)
+        self._remove_loose(moved)
+        return count, len(moved)
+
+    def _is_last_word(self, digest: Digest, pack: Pack, i: int) -> bool:
+        found = self._packs.find(digest)
+        if found is None or (found[2] and self._loose.stat(digest) is not None):
+            return False
+        return all(found[0].column(name)[found[1]] == pack.column(name)[i] for name in ("value_sizes", "stored_at"))
+
+    def _remove_loose(self, stamps: dict[Digest, object]) -> int:
+        """Remove loose entries that are in a pack: whose stamp is the one given, or which are never looked at. Return
+        how many."""
+        digests, total = list(stamps), 0
+        for begin in range(0, len(digests), _LOOSE_BATCH):
+            with self._alone():
+                self._packs.refresh()
+                removed = [digest for digest in digests[begin : begin + _LOOSE_BATCH] if self._is_spare(digest, stamps)]
+                trash = self._loose.set_apart(removed)
+            _fs.remove_tree(trash)
+            total += len(removed)
+        return total
+
+    def _is_spare(self, digest: Digest, stamps: dict[Digest, object]) -> bool:
+        found = self._packs.find(digest)
+        if found is None or (found[2] and not self._loose.is_still(digest, stamps[digest])):
+            return False
+        return stamps[digest] is not None or found[0].raw(found[1])[2]
+
+    # From elsewhere into a pack
+
+    def take_in(self, pack: Pack, progress: Progress) -> tuple[int, list[Digest]]:
+        """Add the entries of a pack that are not there yet. Return how many, and the digests of those damaged."""
+        damaged = []
+        self._make_place()
+        with self._writer() as writer:
+            for i in range(pack.count):
+                if not self.has(pack.digest(i)):
+                    try:
+                        writer.add(packed(pack, i))
+                    except Damage:
+                        damaged.append(pack.digest(i))
+                progress(i + 1, pack.count)
+            writer.sync()
+            with self._alone():
+                self._packs.refresh()
+                there = self._loose.staged()
+                count = self._publish(
+                    writer, lambda number: not (writer.digest(number) in there or self.has(writer.digest(number)))
+                )
+        return count, damaged
+
+    def has(self, digest: Digest) -> bool:
+        """Whether the container has the entry, as far as its packs are known."""
+        return self._packs.find(digest) is not None or self._loose.stat(digest) is not None
+
+    # Out of packs
+
+    def remove(self, digests: set[Digest]) -> int:
+        """Remove entries, loose and packed. Return how many there were."""
+        with self._alone():
+            self._packs.refresh()
+            there = {digest for digest in digests if self.has(digest)}
+            for pack in self._packs.known:
+                if any(pack.find(digest) >= 0 for digest in there):
+                    self._rewrite(pack, there)
+            trash = self._loose.set_apart(list(digests))
+        _fs.remove_tree(trash)
+        return len(there)
+
+    def quarantine(self, digest: Digest, aside: str, *, unloadable: bool) -> str:
+        """Set a damaged entry aside, or the packs in which it may have been; with `unloadable`, one that is intact.
+
+        Return where it was put, "" where it is not damaged, or overwritten.
+        """
+        with self._alone():
+            self._packs.refresh()
+            found = self._packs.find(digest)
+            if found is None:
+                lost = [pack for pack in self._packs.known if not pack.complete]
+                return "".join([self._mend(pack, aside)[1] for pack in lost][:1])
+            pack, i, is_shadowed = found
+            if is_shadowed and self._loose.stat(digest) is not None:
+                return self._loose.quarantine(digest, unloadable=unloadable)
+            if not unloadable and self._is_readable(pack, i):
+                return ""
+            place = self._set_aside(pack, i, aside)
+            for other in self._packs.having(digest):
+                self._rewrite(other, {digest})
+        return place
+
+    def mend(self, pack: Pack, aside: str) -> tuple[list[Digest], str]:
+        """Write a damaged pack anew without what is damaged in it, and put that into the directory `aside`.
+
+        Return the digests of the damaged entries, and where the pack itself was put, "" if its index was intact.
+        """
+        with self._alone():
+            self._packs.refresh()
+            return self._mend(pack, aside)
+
+    def _mend(self, pack: Pack, aside: str) -> tuple[list[Digest], str]:
+        if pack.fd >= 0 and not pack.is_there():  # somebody else has replaced it
+            return [], ""
+        damaged = [i for i, intact in enumerate(pack.intact()) if not intact and not self._is_readable(pack, i)]
+        digests = [pack.digest(i) for i in damaged]
+        for i in damaged:
+            self._set_aside(pack, i, aside)
+        kept = f"{aside}/{pack.name}-{os.urandom(4).hex()}.pack" if pack.problem else ""
+        self._rewrite(pack, set(digests), kept)
+        return digests, kept
+
+    def _set_aside(self, pack: Pack, i: int, aside: str) -> str:
+        """Write the files of a packed entry, as they are, to a directory of their own in `aside`. Return that."""
+        place = f"{aside}/{pack.digest(i)}-{os.urandom(4).hex()}"
+        _fs.make_directory(aside, self._mode)
+        _fs.make_directory(place, self._mode)
+        value, key, _ = pack.raw(i)
+        _fs.write_file(f"{place}/value", [value], self._mode, "consistent")
+        _fs.write_file(f"{place}/key", [key], self._mode, "consistent")
+        _fs.sync_directory(aside)
+        return place
+
+    def _is_readable(self, pack: Pack, i: int) -> bool:
+        try:
+            packed(pack, i)
+        except Damage:
+            return False
+        return True
+
+    def _rewrite(self, pack: Pack, dropped: set[Digest], kept: str = "") -> None:
+        """Replace a pack by one without some entries, and without those that were overwritten; or by none. With `kept`,
+        the pack goes there."""
+        if pack.fd >= 0 and pack.is_shadowed():
+            dropped = dropped.union(self._loose.digests())
+        numbers = [i for i in range(pack.count) if pack.digest(i) not in dropped]
+        if numbers:
+            with self._writer(pack.sequence) as writer:
+                for i in numbers:
+                    try:
+                        writer.add(packed(pack, i))
+                    except Damage:
+                        value, key, _ = pack.raw(i)
+                        used_at, stored_at = pack.used_at(i), pack.column("stored_at")[i]
+                        member = Member(pack.digest(i), value, key, stored_at, pack.column("seconds")[i], used_at)
+                        writer.add(member, is_damaged=True)
+                self._publish(writer)
+        if kept:
+            _fs.make_directory(os.path.dirname(kept), self._mode)
+            _fs.rename_if_there(pack.path, kept)
+            _fs.sync_directory(os.path.dirname(kept))
+        self._retire([pack])
+
+    def clear(self) -> None:
+        """Remove everything."""
+        with self._alone():
+            self._packs.refresh()
+            trash = self._loose.set_apart_all()
+            self._retire(self._packs.known)
+        _fs.remove_tree(trash)
+
+    # A pack for elsewhere
+
+    def write_to(self, path: str, progress: Progress) -> int:
+        """Write all entries to a pack at `path`, in place of what is there. Return how many."""
+        self._packs.refresh()
+        digests = set(self._loose.digests())
+        for pack in self._packs.known:
+            digests.update(map(pack.digest, range(pack.count)))
+        stage = f"{os.path.dirname(path)}/.{os.path.basename(path)}.{os.urandom(8).hex()}"
+        with self._writer(stage=stage) as writer:
+            for done, digest in enumerate(sorted(digests), 1):
+                member = self._member(digest)
+                if member is not None:
+                    writer.add(member)
+                progress(done, len(digests))
+            _, count = writer.finish()
+            os.rename(stage, path)
+            _fs.sync_directory(os.path.dirname(path))
+        return count
+
+    def _member(self, digest: Digest) -> Member | None:
+        """Return an entry as readers see it, None where it was removed meanwhile or is damaged."""
+        for _ in range(2):  # it may go from a loose file to a pack between two looks
+            found = self._packs.find(digest)
+            try:
+                member = self._loose.raw(digest)[1] if found is None or found[2] else None
+                if member is None and found is not None:
+                    member = packed(found[0], found[1])
+            except (Damage, InvalidEntryError):
+                return None
+            if member is not None:
+                return member
+            self._packs.refresh()
+        return None
+
+    # Steps
+
+    def _make_place(self) -> None:
+        """Make the directory of the packs. From now on, who adds an entry takes the lock; who looked before has its
+        stage under the entry's digest."""
+        if _fs.make_directory(self._packs.directory, self._mode):
+            _fs.sync_directory(self._path)
+
+    def _alone(self) -> _fs.DirectoryLock:
+        return _fs.DirectoryLock(self._path, alone=True)
+
+    def _writer(self, sequence: int | None = None, stage: str = "") -> PackWriter:
+        if sequence is None:
+            sequence = 1 + max((pack.sequence for pack in self._packs.known), default=0)
+        return PackWriter(stage or f"{self._path}/tmp/{os.urandom(8).hex()}", self._mode, sequence, self._about())
+
+    def _publish(self, writer: PackWriter, is_current: Callable[[int], bool] = lambda _: True) -> int:
+        name, count = writer.finish(is_current)
+        if count:
+            os.rename(writer.path, f"{self._packs.directory}/{name}.pack")
+            _fs.sync_directory(self._packs.directory)
+            self._packs.refresh(always=True)
+        return count
+
+    def _retire(self, packs: Iterable[Pack]) -> None:
+        """Remove packs whose entries are elsewhere, or to be removed."""
+        for pack in packs:
+            _fs.remove_tree(pack.path)
+            _fs.remove_tree(f"{self._packs.directory}/{pack.name}.used")
+        if _fs.is_directory(self._packs.directory):
+            _fs.sync_directory(self._packs.directory)
+        self._packs.refresh(always=True)
+
+
+def packed(pack: Pack, i: int) -> Member:
+    """Return an entry of a pack.
+
+    Raises
+    ------
+    Damage
+        Its files are not what was written.
+    """
+    digest = pack.digest(i)
+    value, key, is_intact = pack.raw(i)
+    if not is_intact:  # it may be the padding
+        parts = unframe(bytes(value), digest, VALUE), unframe(bytes(key), digest, KEY)
+        if parts[0].nonce != parts[1].nonce:
+            raise Damage("its key and its value come from different stores")
+    return Member(digest, value, key, pack.column("stored_at")[i], pack.column("seconds")[i], pack.used_at(i))

@@ -1,0 +1,520 @@
+"""Packs: many entries in one immutable file, and a directory of them.
+
+    header | value, key, mark, padding | value, key, mark, padding | … | columns | about | footer
+
+The header (64 bytes) is a line of text, zeros, the pack's sequence number (8 bytes; of two packs that have an entry the
+later one counts), and its mark: 8 random bytes that follow each entry, so that entries can be told from look-alikes
+inside of values when the index is damaged. Eight zeros in their place: an entry that was removed while the pack was
+written. Values begin at multiples of 64 bytes; value and key are as their loose
+files are (`framing`).
+
+The index is a table by columns, sorted by digest, of little-endian numbers: `fanout` (256 of 4 bytes: how many digests
+begin with that byte or a lower one), then for each entry `digests` (20 bytes), `begins`, `value_sizes`, `key_sizes`
+(8 bytes each), `checksums` (CRC-32 from the value's first byte to the end of the padding), `stored_at`, `seconds`,
+`used_at` (doubles). `about` is text: what a container's file FORMAT says. The footer (76 bytes):
+
+    offset  size  field
+         0     8  number of entries
+         8     8  where the columns begin
+        16     4  length of `about`
+        20    36  CRC-32 of each column
+        56     4  CRC-32 of `about`
+        60     4  format version: 1
+        64     4  CRC-32 of the bytes before
+        68     8  magic: 8f 50 44 50 4b 0d 0a 1a
+
+A pack's name is a checksum of its index. It is never changed, but for this: before an entry in it is overwritten by a
+loose one, a byte is appended. So one fstat tells how far a pack can be relied on: as long as it was written, it is the
+last word on its entries; longer, loose ones come first; without a link, it was replaced.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from array import array
+from stat import S_ISREG
+from struct import Struct
+from zlib import crc32
+
+from persistent_dict import _fs
+from persistent_dict.errors import InvalidEntryError, InvalidKeyFileError, InvalidValueFileError
+from persistent_dict.stores.base import Entry, EntryInfo
+from persistent_dict.stores.framing import FOOTER_SIZE, KEY, MAGIC, VALUE, Damage, any_footer, unframe
+from persistent_dict.stores.reading import SMALL, read, read_bytes
+from persistent_dict.stores.recency import Usage
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+    from persistent_dict.formats import Buffer
+    from persistent_dict.stores.base import Digest, Part
+
+HEADER_SIZE = 64
+MARK_SIZE = 8
+DEAD = bytes(MARK_SIZE)
+FOOTER = Struct("<QQI9IIII8s")
+PACK_MAGIC = b"\x8fPDPK\r\n\x1a"
+PACK_VERSION = 1
+_TITLE = b"persistent_dict pack 1\n"
+_SEQUENCE_AT = HEADER_SIZE - MARK_SIZE - 8
+_DIGEST = 20
+_TAIL = 4096  # bytes; more than are ever appended
+_NEAR = 32  # digests each side of where one should be, were all evenly spread
+_CHUNK = 4 * 1024 * 1024
+_SETTLED = 2_000_000_000  # ns; as in loose.py
+_LOOKS = 100  # at a directory that others keep changing
+COLUMNS = {
+    "fanout": "I", "digests": "20s", "begins": "Q", "value_sizes": "Q", "key_sizes": "Q", "checksums": "I",
+    "stored_at": "d", "seconds": "d", "used_at": "d",
+}  # fmt: skip
+
+
+def header(sequence: int, mark: bytes) -> bytes:
+    """Return a pack's first bytes."""
+    return _TITLE.ljust(_SEQUENCE_AT, b"\0") + sequence.to_bytes(8, "little") + mark
+
+
+def extent(value_size: int, key_size: int) -> int:
+    """Return how many bytes an entry takes in a pack."""
+    return -(-(value_size + key_size + MARK_SIZE) // 64) * 64
+
+
+def fanout_of(digests: bytes) -> Any:
+    """Return the column that says how many of the sorted `digests` begin with each byte or a lower one."""
+    counts = [0] * 256
+    for first in digests[::_DIGEST]:
+        counts[first] += 1
+    total, fanout = 0, array("I")
+    for count in counts:
+        total += count
+        fanout.append(total)
+    return fanout
+
+
+def to_bytes(column: Any) -> bytes:
+    """Return a column as a file has it."""
+    if isinstance(column, (bytes, bytearray)):
+        return bytes(column)
+    if sys.byteorder == "big":
+        column = column[:]
+        column.byteswap()
+    return bytes(column.tobytes())
+
+
+class Pack:
+    """One pack, open. Reading it is safe for threads, and goes on after the file was removed.
+
+    Attributes
+    ----------
+    path, name : str
+    size : int
+        Bytes of the file as it was written.
+    sequence : int
+        Of two packs, the later one has the higher.
+    count : int
+        Entries in it.
+    problem : str
+        What is wrong with it as a whole, "" if nothing is. Its entries were then found by their own footers.
+    complete : bool
+        Every entry that was in it is known.
+    about : str
+        The text of the container that it was made from.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        container: str = "",
+        owners: frozenset[int] | None = None,
+        mapped: bool = False,
+        mode: int | None = 0o700,
+    ) -> None:
+        self.path = path
+        self.name = os.path.basename(path).removesuffix(".pack")
+        self._container = container
+        self._mapped = mapped
+        self._mode = mode
+        self.fd = -1
+        self.problem, self.complete, self.about = "", True, ""
+        self.count = self.size = self.sequence = self._columns_at = 0
+        self._checksums: tuple[int, ...] = ()
+        self._columns: dict[str, Any] = {}
+        self._usage: Usage | None = None
+        try:
+            self.fd = _fs.open_file(path)
+        except OSError as error:
+            if error.errno not in _fs.FOREIGN:
+                raise
+            self._give_up("it is no regular file")
+            return
+        status = os.fstat(self.fd)
+        self.size = status.st_size
+        if not S_ISREG(status.st_mode):
+            self._give_up("it is no regular file")
+        elif owners is not None and status.st_uid not in owners:
+            self._give_up(f"it belongs to the user {status.st_uid}, not to you")
+        else:
+            self._open()
+
+    def _give_up(self, problem: str) -> None:
+        self.problem, self.complete = problem, False
+        self._take_columns({})
+
+    def _open(self) -> None:
+        first = os.pread(self.fd, HEADER_SIZE, 0)
+        if first[:_SEQUENCE_AT] == header(0, b"")[:_SEQUENCE_AT]:
+            self.sequence = int.from_bytes(first[_SEQUENCE_AT:-MARK_SIZE], "little")
+        elif first:
+            self.problem = "its first bytes are damaged"
+        try:
+            self._read_footer()
+            names = ("fanout", "digests", "begins", "value_sizes")
+            self._take_columns({name: self._load(name) for name in names})
+        except Damage as damage:
+            self._recover(str(damage))
+
+    def _read_footer(self) -> None:
+        tail = os.pread(self.fd, _TAIL, max(0, self.size - _TAIL))
+        appended = len(tail) - tail.rfind(PACK_MAGIC) - len(PACK_MAGIC)
+        if 0 <= appended <= len(tail) - FOOTER.size:
+            self.size -= appended
+            tail = tail[: len(tail) - appended][-FOOTER.size :]
+        tail = tail[-FOOTER.size :]
+        if len(tail) < FOOTER.size:
+            raise Damage("it is empty, as a power cut leaves a file" if not tail else "it is cut off")
+        count, columns_at, about_size, *checksums, about_checksum, version, checksum, magic = FOOTER.unpack(tail)
+        if magic != PACK_MAGIC:
+            raise Damage("it does not end as a pack does: it is cut off, overwritten, or something else")
+        if checksum != crc32(tail[:-12]):
+            raise Damage("its closing footer's checksum does not hold")
+        if version != PACK_VERSION:
+            raise Damage(f"it has the format {version}, and this version of persistent_dict knows {PACK_VERSION}")
+        self.count, self._columns_at, self._checksums = count, columns_at, tuple(checksums)
+        about = os.pread(self.fd, about_size, self.size - FOOTER.size - about_size)
+        if crc32(about) != about_checksum:
+            self.problem = "what it says about itself is damaged"
+        self.about = about.decode("utf-8", "replace")
+
+    def _load(self, name: str) -> Any:
+        """Return a column, read and checked."""
+        sizes = {other: Struct(f"<{code}").size * self.count for other, code in COLUMNS.items()}
+        sizes["fanout"] = 4 * 256
+        number, size = list(COLUMNS).index(name), sizes[name]
+        at, code = self._columns_at + sum(list(sizes.values())[:number]), COLUMNS[name]
+        if at + size > self.size:
+            raise Damage("its footer's lengths do not fit together")
+        raw = read_bytes(self.fd, at, size)
+        if crc32(raw) != self._checksums[number]:
+            raise Damage(f"the checksum of its index ({name}) does not hold")
+        if code == "20s":
+            return bytes(raw)
+        column = array(code, bytes(raw))
+        if sys.byteorder == "big":
+            column.byteswap()
+        return column
+
+    def _take_columns(self, columns: dict[str, Any]) -> None:
+        self._columns = columns
+        self._digests: bytes = columns.get("digests", b"")
+        self._fanout = [0, *columns.get("fanout", [0] * 256)]
+        self._begins, self._value_sizes = columns.get("begins", ()), columns.get("value_sizes", ())
+        self.count = len(self._digests) // _DIGEST
+
+    def column(self, name: str) -> Any:
+        """Return a column of the index: bytes for `digests`, else a sequence of numbers."""
+        if name not in self._columns:
+            try:
+                self._columns[name] = self._load(name) if self.count else array("d")
+            except Damage as damage:
+                self._recover(str(damage))
+        return self._columns[name]
+
+    def __del__(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+
+    # Looking up
+
+    def digest(self, i: int) -> Digest:
+        """Return the digest of entry `i`, in the order of digests."""
+        return self._digests[i * _DIGEST : i * _DIGEST + _DIGEST].hex()
+
+    def find(self, digest: Digest) -> int:
+        """Return which entry has the digest, -1 if none."""
+        raw = bytes.fromhex(digest)
+        first = raw[0]
+        low, high = self._fanout[first], self._fanout[first + 1]
+        if low == high:
+            return -1
+        digests = self._digests
+        guess = low + ((high - low) * (raw[1] << 8 | raw[2]) >> 16)
+        near, far = max(guess - _NEAR, low) * _DIGEST, min(guess + _NEAR, high) * _DIGEST
+        at = digests.find(raw, near, far)
+        if at >= 0 and not at % _DIGEST:
+            return at // _DIGEST
+        while low < high:  # not there, or the digests are spread unevenly
+            middle = (low + high) // 2
+            if digests[middle * _DIGEST : middle * _DIGEST + _DIGEST] < raw:
+                low = middle + 1
+            else:
+                high = middle
+        return low if digests[low * _DIGEST : low * _DIGEST + _DIGEST] == raw else -1
+
+    def is_there(self) -> bool:
+        """Whether the file has not been replaced."""
+        return self.fd >= 0 and os.fstat(self.fd).st_nlink > 0
+
+    def is_shadowed(self) -> bool:
+        """Whether loose entries come first."""
+        return os.fstat(self.fd).st_size != self.size
+
+    def shadow(self, durability: str) -> None:
+        """Say that loose entries come first, to all who have it open."""
+        fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            os.write(fd, b"\n")
+            if durability in ("consistent", "durable"):
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    # Reading
+
+    def get_value(self, i: int) -> Part:
+        begin, size, digest = self._begins[i], self._value_sizes[i], self.digest(i)
+        self.usage().note(i)
+        try:
+            if size < SMALL:
+                return unframe(os.pread(self.fd, size, begin), digest, VALUE)
+            return read(self.fd, begin, size, digest, VALUE, mapped=self._mapped)
+        except Damage as damage:
+            raise self._invalid(i, VALUE, damage) from None
+
+    def get_key(self, i: int) -> Part:
+        sizes = self.column("key_sizes")  # may find the index damaged, and then all of it anew
+        begin = self._begins[i] + self._value_sizes[i]
+        try:
+            return read(self.fd, begin, sizes[i], self.digest(i), KEY)
+        except Damage as damage:
+            raise self._invalid(i, KEY, damage) from None
+
+    def get(self, i: int) -> Entry:
+        entry = Entry(self.get_key(i), self.get_value(i))
+        if entry.key.nonce != entry.value.nonce:
+            raise self._invalid(i, VALUE, Damage("its key and its value come from different stores"))
+        return entry
+
+    def raw(self, i: int) -> tuple[Buffer, Buffer, bool]:
+        """Return the value file and the key file of an entry, and whether they are as they were packed."""
+        value_size, key_size = self._value_sizes[i], self.column("key_sizes")[i]
+        whole = memoryview(read_bytes(self.fd, self._begins[i], extent(value_size, key_size)))
+        is_intact = crc32(whole) == self.column("checksums")[i]
+        return whole[:value_size], whole[value_size : value_size + key_size], is_intact
+
+    def used_at(self, i: int) -> float:
+        """Return when an entry was last hit, to about an hour."""
+        return float(max(self.column("used_at")[i], self.usage().at(i)))
+
+    def info(self, i: int) -> EntryInfo:
+        """Return what the index knows of an entry."""
+        size = self._value_sizes[i] + self.column("key_sizes")[i]
+        return EntryInfo(self.digest(i), size, (self.name, i), settled=True, used_at=self.used_at(i))
+
+    def usage(self) -> Usage:
+        """Return what is known of the hits since it was packed."""
+        if self._usage is None:
+            path = "" if self.problem or self._mode is None else f"{self.path.removesuffix('.pack')}.used"
+            self._usage = Usage(path, self.count, self._mode or 0)
+        return self._usage
+
+    def _invalid(self, i: int, kind: int, damage: Damage) -> InvalidEntryError:
+        what, error = ("value", InvalidValueFileError) if kind == VALUE else ("key", InvalidKeyFileError)
+        where = f"{self._value_sizes[i]} bytes at {self._begins[i]}"
+        return error(
+            self.path,
+            f"the {what} of the entry {self.digest(i)} in the pack ({where}) is damaged: {damage}",
+            "",
+            self._container,
+        )
+
+    def incomplete(self) -> InvalidEntryError:
+        """Return the error for an entry that may have been in what is lost of the pack."""
+        reason = f"the pack is damaged: {self.problem}. {self.count} entries in it can still be read; it may be another"
+        return InvalidEntryError(self.path, reason, "", self._container)
+
+    # Checking
+
+    def intact(self) -> Iterator[bool]:
+        """Yield for each entry whether its bytes are as they were packed. Reads the pack from front to back."""
+        for name in COLUMNS:
+            self.column(name)  # may find the index damaged, and then all of it anew
+        checksums, begins, value_sizes, key_sizes = map(
+            self.column, ("checksums", "begins", "value_sizes", "key_sizes")
+        )
+        chunk, chunk_at = memoryview(b""), 0
+        for begin, value_size, key_size, checksum in zip(begins, value_sizes, key_sizes, checksums, strict=True):
+            size = extent(value_size, key_size)
+            at = begin - chunk_at
+            if at < 0 or at + size > len(chunk):
+                chunk_at, at, chunk = begin, 0, memoryview(os.pread(self.fd, max(size, _CHUNK), begin))
+            yield crc32(chunk[at : at + size]) == checksum
+
+    # An index that is damaged
+
+    def _recover(self, problem: str) -> None:
+        """Find the entries by their own footers."""
+        self.problem = problem
+        mark = os.pread(self.fd, HEADER_SIZE, 0)[-MARK_SIZE:]
+        has_footer = bool(self._checksums)
+        end = self._columns_at if has_footer else self.size
+        found, self.complete, at = [], True, HEADER_SIZE
+        for begin, value, key, digest in _pairs(self.fd, end):
+            value_size, key_size = value.payload_size + FOOTER_SIZE, key.payload_size + FOOTER_SIZE
+            is_ours = os.pread(self.fd, MARK_SIZE, begin + value_size + key_size)
+            if begin < at or is_ours not in (mark, DEAD):
+                continue  # inside of another entry's value
+            self.complete = self.complete and begin == at
+            at = begin + extent(value_size, key_size)
+            if is_ours == mark:
+                found.append((digest, begin, value_size, key_size, value))
+        found.sort(key=lambda item: item[0])
+        columns: dict[str, Any] = {"digests": b"".join(item[0] for item in found)}
+        columns["fanout"] = fanout_of(columns["digests"])
+        for number, name in enumerate(("begins", "value_sizes", "key_sizes"), 1):
+            columns[name] = array("Q", [item[number] for item in found])
+        columns["stored_at"] = columns["used_at"] = array("d", [item[4].stored_at for item in found])
+        columns["seconds"] = array("d", [item[4].seconds for item in found])
+        columns["checksums"] = array("I", [self._extent_checksum(*item[1:4]) for item in found])
+        index = to_bytes(columns["fanout"]) + columns["digests"]
+        self.complete = self.complete and (at == end if has_footer else os.pread(self.fd, len(index), at) == index)
+        self._take_columns(columns)
+
+    def _extent_checksum(self, begin: int, value_size: int, key_size: int) -> int:
+        try:
+            return crc32(read_bytes(self.fd, begin, extent(value_size, key_size)))
+        except Damage:
+            return 0
+
+
+class Packs:
+    """The packs in a directory, each opened once, and looked for again when the directory has changed."""
+
+    def __init__(self, directory: str, container: str, owners: frozenset[int] | None, mapped: bool, mode: int) -> None:
+        self.directory = directory
+        self._container = container
+        self._owners = owners
+        self._mapped = mapped
+        self._mode = mode
+        # In one attribute, since threads look again at the same time: the packs, what the directory's status was before
+        # they were listed, and whether every later change must bear another time than that.
+        self._view: tuple[tuple[Pack, ...], object, bool] = ((), None, False)
+
+    @property
+    def known(self) -> tuple[Pack, ...]:
+        """The packs that were there at the last look."""
+        return self._view[0]
+
+    @property
+    def are_possible(self) -> bool:
+        """Whether the directory was there at the last look."""
+        return self._view[1] is not None
+
+    def refresh(self, *, always: bool = False) -> None:
+        """Look which packs are there, if the directory has changed."""
+        before, known_stamp, is_settled = self._view
+        try:
+            status = os.stat(self.directory)
+        except FileNotFoundError:
+            self._view = ((), None, False)
+            return
+        stamp = (status.st_ino, status.st_mtime_ns)
+        if stamp == known_stamp and is_settled and not always:
+            return
+        is_settled = time.time_ns() - status.st_mtime_ns > _SETTLED
+        self._view = (self._opened(before), stamp, is_settled)
+
+    def _opened(self, before: tuple[Pack, ...]) -> tuple[Pack, ...]:
+        opened = {pack.name: pack for pack in before}
+        for _ in range(_LOOKS):
+            try:
+                for name in self.names():
+                    if name not in opened or not opened[name].is_there():
+                        opened[name] = self.open(f"{self.directory}/{name}.pack")
+            except FileNotFoundError:  # replaced by another since it was listed
+                continue
+            names = self.names()
+            if opened.keys() >= set(names):
+                break
+        return tuple(sorted((opened[name] for name in names if name in opened), key=lambda pack: -pack.sequence))
+
+    def open(self, path: str) -> Pack:
+        """Return a pack, open."""
+        return Pack(path, container=self._container, owners=self._owners, mapped=self._mapped, mode=self._mode)
+
+    def names(self) -> list[str]:
+        """Return the names of the packs, without suffix, sorted."""
+        return [name[:-5] for name in _fs.list_directory(self.directory) if name.endswith(".pack")]
+
+    def find(self, digest: Digest) -> tuple[Pack, int, bool] | None:
+        """Return the pack that has the digest, the entry's number in it, and whether a loose one comes first."""
+        for _ in range(_LOOKS):
+            for pack in self._view[0]:
+                i = pack.find(digest)
+                if i >= 0:
+                    status = os.fstat(pack.fd)
+                    if status.st_nlink:
+                        return pack, i, status.st_size != pack.size
+                    break
+            else:
+                return None
+            self.refresh(always=True)
+        return None
+
+    def having(self, digest: Digest) -> list[Pack]:
+        """Return all packs that have the digest; there are two where a crash has left one."""
+        return [pack for pack in self._view[0] if pack.find(digest) >= 0]
+
+    def lost(self) -> InvalidEntryError | None:
+        """Return the error for an entry that is nowhere, where it may have been in a pack of which parts are lost."""
+        return next((pack.incomplete() for pack in self._view[0] if not pack.complete), None)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Packs, (self.directory, self._container, self._owners, self._mapped, self._mode))
+
+
+def _pairs(fd: int, end: int) -> Iterator[tuple[int, Any, Any, bytes]]:
+    """Yield where values with their keys behind them begin, the footers of both, and the digest."""
+    before: tuple[int, int, Any, bytes] | None = None
+    for at in _magics(fd, end):
+        tail = os.pread(fd, FOOTER_SIZE, at - FOOTER_SIZE + len(MAGIC)) if at + len(MAGIC) >= FOOTER_SIZE else b""
+        known = any_footer(tail)
+        if known is None:
+            continue
+        footer, kind, digest = known
+        stop = at + len(MAGIC)
+        begin = stop - FOOTER_SIZE - footer.payload_size
+        if kind == VALUE and begin >= HEADER_SIZE and not begin % 64:
+            before = (begin, stop, footer, digest)
+        elif kind == KEY and before is not None and before[1:2] + before[3:] == (begin, digest):
+            if before[2].nonce == footer.nonce:
+                yield before[0], before[2], footer, digest
+            before = None
+
+
+def _magics(fd: int, end: int) -> Iterator[int]:
+    """Yield where the magic of the entries' footers stands."""
+    at = HEADER_SIZE
+    while at < end:
+        chunk = os.pread(fd, min(_CHUNK, end - at), at)
+        if not chunk:
+            return
+        place = chunk.find(MAGIC)
+        while place >= 0:
+            yield at + place
+            place = chunk.find(MAGIC, place + 1)
+        at += max(len(chunk) - len(MAGIC) + 1, 1)
