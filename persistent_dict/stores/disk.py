@@ -111,8 +111,20 @@ class DiskStore(MutableStore):
     # Reading
 
     def get_value(self, digest: Digest) -> Part | None:
+        packs = self._packs.view[0]
+        for pack in packs:
+            part = pack.last_word(digest)
+            if part is not None:
+                return part
         if not self.container.is_open and not self.open():
             return None
+        if not packs:
+            part = self._loose.get_value(digest)
+            if part is not None:
+                return part
+            self._packs.refresh()
+            if not self._packs.view[0]:
+                return None
         return self._found(digest, Pack.get_value, self._loose.get_value)
 
     def get(self, digest: Digest) -> Entry | None:

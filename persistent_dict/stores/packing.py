@@ -463,6 +463,10 @@ class Packing:
     def _retire(self, packs: Iterable[Pack]) -> None:
         """Remove packs whose entries are elsewhere, or to be removed."""
         for pack in packs:
+            try:
+                pack.shadow("none")
+            except OSError:  # another user's: those who have it open notice a little later
+                pass
             _fs.remove_tree(pack.path)
             _fs.remove_tree(f"{self._packs.directory}/{pack.name}.used")
         if _fs.is_directory(self._packs.directory):

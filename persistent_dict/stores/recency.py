@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from array import array
-from time import time, time_ns
+from time import time_ns
 
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 FRESH = 3600.0  # seconds; a hit within this time of the last one is not noted
@@ -56,9 +56,9 @@ class Usage:
         """Return when entry `i` was last hit, 0.0 where that is not known."""
         return self._hours[i] * FRESH
 
-    def note(self, i: int) -> None:
-        """Note that entry `i` is hit now."""
-        hour = int(time() / FRESH)
+    def note(self, i: int, now: float) -> None:
+        """Note that entry `i` is hit `now`, in seconds since the epoch."""
+        hour = int(now / FRESH)
         if self._hours[i] < hour:
             self._hours[i] = hour
             if self._fd >= 0:
