@@ -25,6 +25,7 @@ from persistent_dict.errors import (
 )
 from persistent_dict.key_builder import ContentKeyBuilder, KeyBuilder
 from persistent_dict.memoize import file_checksum, memoize  # `memoize` is the function from here on
+from persistent_dict.readonly import open_readonly
 
 __version__ = "0.1.0"
 
@@ -55,4 +56,5 @@ __all__ = [
     "WriteOncePersistentDict",
     "file_checksum",
     "memoize",
+    "open_readonly",
 ]

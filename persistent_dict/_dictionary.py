@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import abstractmethod
 from collections import namedtuple
 from collections.abc import Mapping
@@ -25,11 +26,11 @@ from persistent_dict.errors import (
 from persistent_dict.formats import find_format
 from persistent_dict.key_builder import KeyBuilder
 from persistent_dict.stores.base import Entry
+from persistent_dict.stores.limits import Limits
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from typing import Any, NamedTuple, NoReturn, TypeVar
 
     from typing_extensions import Self
@@ -77,6 +78,10 @@ class Dictionary(Placed, Mapping["K", "V"]):
         mmap: bool | None = None,
         trusted: bool | None = None,
         mode: int | None = None,
+        max_bytes: int | None = None,
+        max_entries: int | None = None,
+        max_age: float | None = None,
+        over: Sequence[Any] = (),
     ) -> None:
         check_choice("on_invalid", on_invalid, ("raise", "quarantine"))
         if safe_sync and durability not in (None, "durable"):
@@ -84,16 +89,22 @@ class Dictionary(Placed, Mapping["K", "V"]):
                 f'safe_sync=True is durability="durable", and durability={durability!r} is given beside it'
             )
         durability = "durable" if safe_sync else durability
-        options = {"durability": durability, "mmap": mmap, "trusted": trusted, "mode": mode}
+        options = {
+            "durability": durability,
+            "mmap": mmap,
+            "trusted": trusted,
+            "mode": mode,
+            "limits": Limits(max_bytes, max_entries, max_age) or None,
+        }
         given = {name: value for name, value in options.items() if value is not None}
-        if store is not None and (given or container_dir is not None):
-            raise TypeError(
-                f"store= brings its own place: {', '.join(given) or 'container_dir'} cannot be given beside it"
-            )
+        if store is not None and (given or container_dir is not None or over):
+            beside = [*given, *["container_dir"] * (container_dir is not None), *["over"] * bool(over)]
+            raise TypeError(f"store= brings its own place: {', '.join(beside)} cannot be given beside it")
         self.identifier = identifier
         self.key_builder: Callable[[Any], str] = KeyBuilder() if key_builder is None else key_builder
         self._format: Format = find_format(format)
         self._options: dict[str, Any] = given
+        self._over = [over] if isinstance(over, (str, os.PathLike, Mapping)) else list(over)
         self._on_invalid = on_invalid
         self._must_be_durable = durability == "durable"
         self._warned: set[str] = set()

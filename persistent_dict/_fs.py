@@ -233,6 +233,28 @@ def is_directory(path: str) -> bool:
         return False
 
 
+def time_of(path: str) -> float:
+    """Return when a file was last written, in seconds since the epoch, 0.0 where there is none."""
+    try:
+        return os.lstat(path).st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def changed_at(path: str) -> float:
+    """Return when a file was last written, renamed or given other permissions."""
+    try:
+        return os.lstat(path).st_ctime
+    except FileNotFoundError:
+        return 0.0
+
+
+def touch(path: str, mode: int) -> None:
+    """Make a file, or say that it was written now."""
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, mode & 0o666))
+    os.utime(path)
+
+
 def size_of(path: str) -> int:
     """Return a file's size in bytes, 0 where there is none."""
     try:

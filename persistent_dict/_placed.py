@@ -8,12 +8,15 @@ from weakref import WeakValueDictionary
 from persistent_dict import _fs
 from persistent_dict.stores.container import container_path
 from persistent_dict.stores.disk import DiskStore
+from persistent_dict.stores.layered import LayeredStore
+from persistent_dict.stores.pack_file import PackFile
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
     from persistent_dict.formats import Format
+    from persistent_dict.stores.base import Reader
 
 _in_default_place: WeakValueDictionary[int, Placed] = WeakValueDictionary()  # by id: dictionaries do not hash
 
@@ -32,6 +35,7 @@ class Placed:
     filename: str
     _format: Format
     _options: dict[str, Any]  # of the DiskStore
+    _over: list[Any]
     _store: Any
 
     def _settle(self, store: Any, container_dir: str | os.PathLike[str] | None) -> None:
@@ -47,6 +51,16 @@ class Placed:
         self.container_dir = container_dir
         self.filename = container_path(container_dir, self.identifier, self._format)
         self._store = DiskStore(self.filename, self._format.name, self.identifier, **self._options)
+        if self._over:
+            self._store = LayeredStore(self._store, [self._below(item) for item in self._over])
+
+    def _below(self, item: Any) -> Reader:
+        """Return the store of a read-only dictionary, or of a pack at a path."""
+        if isinstance(item, (str, os.PathLike)):
+            options = {name: self._options.get(name, False) for name in ("mmap", "trusted")}
+            return PackFile(os.fspath(item), self._format.name, self.identifier, **options)
+        store: Reader = getattr(item, "_store", item)
+        return store
 
     def _displace(self) -> None:
         """Forget the place; the next use looks for the default one."""

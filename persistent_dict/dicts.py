@@ -12,7 +12,7 @@ from persistent_dict.errors import InvalidEntryError, NoSuchEntryError, ReadOnly
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any, TypeVar
 
     from persistent_dict.stores.base import MutableStore, Store
@@ -51,6 +51,12 @@ class WriteOncePersistentDict(ComputingDictionary["K", "V"]):
         The place for the entries, instead of a container.
     durability, mmap, trusted, mode
         Of the container: see `DiskStore`.
+    max_bytes, max_entries, max_age : int, int, float, optional
+        What the container may keep: bytes on disk, entries, seconds since an entry was last used. Looked at now and
+        then after an entry was stored (see `DiskStore`), never by a read. Nothing is removed where none is given.
+    over : path, or a sequence of paths and read-only dictionaries, optional
+        Packs that `persistent-dict export` made, or what `open_readonly` returned: what is in one of them is there,
+        and need not be computed. They are never changed.
 
     Notes
     -----
@@ -75,6 +81,10 @@ class WriteOncePersistentDict(ComputingDictionary["K", "V"]):
         mmap: bool | None = None,
         trusted: bool | None = None,
         mode: int | None = None,
+        max_bytes: int | None = None,
+        max_entries: int | None = None,
+        max_age: float | None = None,
+        over: Sequence[Any] = (),
     ) -> None:
         check_choice("on_conflict", on_conflict, ("raise", "keep", "verify"))
         super().__init__(
@@ -91,6 +101,10 @@ class WriteOncePersistentDict(ComputingDictionary["K", "V"]):
             mmap=mmap,
             trusted=trusted,
             mode=mode,
+            max_bytes=max_bytes,
+            max_entries=max_entries,
+            max_age=max_age,
+            over=over,
         )
         self._on_conflict = on_conflict
 

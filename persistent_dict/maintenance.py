@@ -1,15 +1,36 @@
-"""Upkeep of a container: functions without printing, safe while others read and write."""
+"""Upkeep of a container: functions without printing, safe while others read and write.
+
+They take a store that `open_store` has opened, and a `progress` that is called with how many entries are done, of how
+many. All of them sync what they write before they remove what it replaces.
+"""
 
 from __future__ import annotations
 
+import os
+from dataclasses import dataclass, field
+from time import time
+
+from persistent_dict import _fs
 from persistent_dict.errors import ContainerError, InvalidEntryError
+from persistent_dict.inspection import about, loose_problem, nothing, open_store, packs_of
 from persistent_dict.stores.disk import DiskStore
+from persistent_dict.stores.pack_file import PackFile
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterable
+
+    from persistent_dict.inspection import AnyStore, Progress
+    from persistent_dict.stores.base import Digest, EntryInfo
+    from persistent_dict.stores.limits import Limits
+
+__all__ = ["clear", "export", "import_pack", "open_store", "pack", "prune", "remove", "repair"]
+
+_DAY = 86400.0  # seconds
+_LARGE = 1 << 20  # bytes; two files for as much are no burden
 
 
+@dataclass
 class RepairReport:
     """What `repair` found.
 
@@ -18,43 +39,165 @@ class RepairReport:
     checked : int
         Entries whose every byte was read.
     set_aside : list of (InvalidEntryError, str)
-        The damaged ones, and where each was moved.
+        What was damaged, and where it was moved.
     swept : int
-        What killed writers had left in the staging directory over an hour ago, now removed.
+        What killed processes had left, now removed or finished.
     """
 
-    def __init__(self) -> None:
-        self.checked = 0
-        self.set_aside: list[tuple[InvalidEntryError, str]] = []
-        self.swept = 0
+    checked: int = 0
+    set_aside: list[tuple[InvalidEntryError, str]] = field(default_factory=list)
+    swept: int = 0
 
 
-def repair(container: str, *, trusted: bool = False, progress: Callable[[int], object] | None = None) -> RepairReport:
-    """Check every entry of a container, move the damaged ones to its ``quarantine/``, remove stale staging.
+def repair(store: AnyStore, progress: Progress = nothing) -> RepairReport:
+    """Check every entry, move the damaged ones to the container's ``quarantine/``, and finish what a crash has left.
 
     Nothing is unpickled: bytes that are intact but do not decode stay. Entries that are removed or healed meanwhile
-    are no damage. `progress` is called with the number of entries checked so far.
-
-    Raises
-    ------
-    ContainerError
-        It is no container of this version, or (`UntrustedContainerError`) others may have written to it.
+    are no damage. A pack with damaged entries is written anew without them. An exported pack is, too; it is kept beside
+    its place, as ``….damaged-…``.
     """
-    store = DiskStore(container, trusted=trusted)
-    if not store.open():
-        raise ContainerError(container, "there is no container here")
-    report = RepairReport()
-    for digest in store.digests():
-        try:
-            entry = store.get(digest)
-            problem = None if entry else InvalidEntryError(store.place(digest), "its directory has no value file")
-        except InvalidEntryError as error:
-            problem = error
+    report, total = RepairReport(), len(store)
+    if isinstance(store, PackFile):
+        report.checked, report.set_aside = total, store.mend(progress)
+        return report
+    for digest in list(store.loose.digests()):
+        problem = loose_problem(store, digest)
         aside = store.quarantine(digest) if problem else ""
         if problem and aside:  # else it was removed or healed meanwhile
             report.set_aside.append((problem, aside))
         report.checked += 1
-        if progress is not None:
-            progress(report.checked)
+        progress(report.checked, max(total, report.checked))
+    for pack in packs_of(store):
+        report.set_aside += store.packing.mend(pack, store.quarantine_path)
+        report.checked += pack.count
+        progress(report.checked, max(total, report.checked))
     report.swept = store.sweep()
     return report
+
+
+@dataclass
+class PruneReport:
+    """What `prune` removed, or would remove.
+
+    Attributes
+    ----------
+    removed : list of EntryInfo
+        The least recently used first.
+    freed : int
+        Bytes on disk, about.
+    left : int
+        Entries.
+    swept, quarantined : int
+        What killed processes had left, and what had been set aside long ago.
+    """
+
+    removed: list[EntryInfo]
+    freed: int
+    left: int
+    swept: int = 0
+    quarantined: int = 0
+
+
+def prune(store: DiskStore, limits: Limits, *, dry_run: bool = False, quarantine_age: float = 30 * _DAY) -> PruneReport:
+    """Remove the entries that were used least recently, until the limits hold; and left-overs.
+
+    What is removed beside: what killed processes have left, and what was set aside more than `quarantine_age` seconds
+    ago. With `dry_run` nothing is removed.
+    """
+    infos = list(store.scan())
+    surplus = limits.surplus(infos)
+    old = _set_aside_before(store.quarantine_path, time() - quarantine_age)
+    report = PruneReport(surplus, sum(info.disk_bytes for info in surplus), len(infos) - len(surplus))
+    report.quarantined = len(old)
+    if not dry_run:
+        store.delete_many(info.digest for info in surplus)
+        for path in old:
+            _fs.remove_tree(path)
+        report.swept = store.sweep()
+    return report
+
+
+def _set_aside_before(directory: str, limit: float) -> list[str]:
+    """Return what was moved into a directory before a time."""
+    paths = [f"{directory}/{name}" for name in _fs.list_directory(directory)]
+    return [path for path in paths if _fs.changed_at(path) < limit]
+
+
+def pack(
+    store: DiskStore, *, max_entry: int = _LARGE, everything: bool = False, progress: Progress = nothing
+) -> tuple[int, int]:
+    """Move loose entries of at most `max_entry` bytes into a pack, together with those of small packs.
+
+    With `everything`, all packs become one. Return how many entries the new pack has, and how many of them were loose;
+    zeros where there is nothing to do.
+    """
+    return store.packing.pack(max_entry, everything, progress)
+
+
+def export(store: AnyStore, path: str, *, overwrite: bool = False, progress: Progress = nothing) -> int:
+    """Write all entries to a pack of their own at `path`, at once and synced. Return how many.
+
+    Raises
+    ------
+    FileExistsError
+        Something is at `path`.
+    """
+    path = os.path.abspath(path)
+    if not overwrite and os.path.lexists(path):
+        raise FileExistsError(f"{path} is there already: choose another name, or let it be overwritten")
+    return store.write_to(path, progress)
+
+
+@dataclass
+class ImportReport:
+    """What `import_pack` did.
+
+    Attributes
+    ----------
+    container : str
+    added, kept : int
+        Entries that were not there, and those that were and stay as they are.
+    damaged : list of str
+        The digests of those that could not be read.
+    """
+
+    container: str
+    added: int
+    kept: int
+    damaged: list[Digest]
+
+
+def import_pack(path: str, container: str = "", *, trusted: bool = False, progress: Progress = nothing) -> ImportReport:
+    """Add the entries of an exported pack to a container; those that are there stay.
+
+    Without `container`, to that of the dictionary of the same identifier in the default place. It is made where there
+    is none.
+
+    Raises
+    ------
+    ContainerError
+        The two were made with different formats, identifiers or Pythons; or others may have written to either.
+    """
+    source = PackFile(path, trusted=trusted, any_python=True)
+    known = about(source)
+    if not known["format"]:
+        raise ContainerError(path, "what it says about itself is lost, so it cannot be told where it belongs")
+    name = source.facts["identifier"] + (f".{known['python']}" if known["python"] else "")
+    container = container or os.path.join(_fs.default_container_dir(), name)
+    store = DiskStore(container, known["format"], known["identifier"], trusted=trusted)
+    if store.open() and about(store)["python"] != known["python"]:
+        raise ContainerError(container, f"it is for {about(store)['python']}, and the pack is for {known['python']}")
+    added, damaged = store.take_in(source.pack, progress)
+    return ImportReport(store.path, added, source.pack.count - added - len(damaged), damaged)
+
+
+def remove(store: DiskStore, digests: Iterable[Digest]) -> int:
+    """Remove entries, damaged or not. Return how many there were."""
+    return store.delete_many(digests)
+
+
+def clear(store: DiskStore) -> int:
+    """Remove all entries. Return how many there were."""
+    count = len(store)
+    store.clear()
+    return count

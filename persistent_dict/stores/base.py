@@ -115,16 +115,28 @@ class EntryInfo:
         The stamp is old enough for the clock of the place that no later replacement can bear the same one.
     used_at : float
         When it was last read or stored, in seconds since the epoch, to about an hour; 0.0 where nobody knows.
+    disk_bytes : int
+        What it takes of the disk, about: with what a file system rounds up and needs for names.
     """
 
-    __slots__ = ("digest", "nbytes", "settled", "stamp", "used_at")
+    __slots__ = ("digest", "disk_bytes", "nbytes", "settled", "stamp", "used_at")
 
-    def __init__(self, digest: Digest, nbytes: int, stamp: Hashable, settled: bool, used_at: float = 0.0) -> None:
+    def __init__(
+        self,
+        digest: Digest,
+        nbytes: int,
+        stamp: Hashable,
+        settled: bool,
+        *,
+        used_at: float = 0.0,
+        disk_bytes: int | None = None,
+    ) -> None:
         self.digest = digest
         self.nbytes = nbytes
         self.stamp = stamp
         self.settled = settled
         self.used_at = used_at
+        self.disk_bytes = nbytes if disk_bytes is None else disk_bytes
 
 
 class Member(_Member):

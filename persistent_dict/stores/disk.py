@@ -8,9 +8,10 @@ the other is never missed.
 from __future__ import annotations
 
 import os
+import time
 from sys import implementation
 
-from persistent_dict import _fs
+from persistent_dict import _fs, _log
 from persistent_dict.errors import InvalidEntryError
 from persistent_dict.stores.base import MutableStore
 from persistent_dict.stores.container import Container
@@ -24,11 +25,13 @@ if TYPE_CHECKING:
     from typing import Any, TypeVar
 
     from persistent_dict.stores.base import Digest, Entry, EntryInfo, Part
+    from persistent_dict.stores.limits import Limits
 
     T = TypeVar("T")
 
 _LARGE = 1024 * 1024  # bytes; two writers shall not write as much at the same time
 _LOCK_TIMEOUT = 60.0  # seconds; then both write, and the rename decides
+_SELDOM = 3600.0  # seconds
 _LOOKS = 100  # at an entry that others keep moving
 
 
@@ -51,6 +54,9 @@ class DiskStore(MutableStore):
         The permissions of its directories; files have the same without the execute bits. 0o770 shares it with a group.
     checksum : str
         What new files are checked by: "crc32", or "sha256", which is slower. Files with either are read.
+    limits : Limits, optional
+        What the container may keep. Looked at now and then after an entry was stored: whenever this store has added a
+        tenth of what is allowed, and when nobody has looked for an hour. More than a tenth too much is then removed.
 
     Notes
     -----
@@ -69,6 +75,7 @@ class DiskStore(MutableStore):
         trusted: bool = False,
         mode: int = 0o700,
         checksum: str = "crc32",
+        limits: Limits | None = None,
     ) -> None:
         if durability not in DURABILITIES:
             raise ValueError(f"unknown durability {durability!r}: use one of {', '.join(map(repr, DURABILITIES))}")
@@ -81,12 +88,16 @@ class DiskStore(MutableStore):
         self._mode = mode
         self._options: dict[str, Any] = {
             "durability": durability, "mmap": mmap, "trusted": trusted, "mode": mode, "checksum": checksum,
+            "limits": limits,
         }  # fmt: skip
         self._is_synced = False
+        self._limits = limits
+        self._added_bytes = self._added_entries = 0
+        self._look_at = 0.0  # when it may be that nobody has looked at the limits for long
         self.quarantine_path = f"{self.path}/quarantine"
         owners = None if trusted or mode & 0o020 else _fs.trusted_owners()
         self.container = Container(self.path, format_name, identifier, trusted, mode)
-        self._loose = LooseStore(
+        self.loose = LooseStore(
             f"{self.path}/entries",
             f"{self.path}/tmp",
             container=self.path,
@@ -97,21 +108,21 @@ class DiskStore(MutableStore):
             owners=owners,
             checksum=checksum,
         )
-        self._packs = Packs(f"{self.path}/packs", self.path, owners, mmap, mode)
-        self.packing = Packing(self.path, self._loose, self._packs, mode, self.container.about)
+        self.packs = Packs(f"{self.path}/packs", self.path, owners, mmap, mode)
+        self.packing = Packing(self.path, self.loose, self.packs, mode, self.container.about)
 
     def open(self) -> bool:
         """Check the container, once. False: there is none yet."""
         if not self.container.is_open:
             if not self.container.open():
                 return False
-            self._packs.refresh()
+            self.packs.refresh()
         return True
 
     # Reading
 
     def get_value(self, digest: Digest) -> Part | None:
-        packs = self._packs.view[0]
+        packs = self.packs.view[0]
         for pack in packs:
             part = pack.last_word(digest)
             if part is not None:
@@ -119,41 +130,41 @@ class DiskStore(MutableStore):
         if not self.container.is_open and not self.open():
             return None
         if not packs:
-            part = self._loose.get_value(digest)
+            part = self.loose.get_value(digest)
             if part is not None:
                 return part
-            self._packs.refresh()
-            if not self._packs.view[0]:
+            self.packs.refresh()
+            if not self.packs.view[0]:
                 return None
-        return self._found(digest, Pack.get_value, self._loose.get_value)
+        return self._found(digest, Pack.get_value, self.loose.get_value)
 
     def get(self, digest: Digest) -> Entry | None:
-        return self._found(digest, Pack.get, self._loose.get) if self.open() else None
+        return self._found(digest, Pack.get, self.loose.get) if self.open() else None
 
     def get_key(self, digest: Digest) -> Part | None:
-        return self._found(digest, Pack.get_key, self._loose.get_key) if self.open() else None
+        return self._found(digest, Pack.get_key, self.loose.get_key) if self.open() else None
 
     def stat(self, digest: Digest) -> EntryInfo | None:
-        return self._found(digest, Pack.info, self._loose.stat) if self.open() else None
+        return self._found(digest, Pack.info, self.loose.stat) if self.open() else None
 
     def _found(
         self, digest: Digest, in_pack: Callable[[Pack, int], T], in_loose: Callable[[Digest], T | None]
     ) -> T | None:
         """Return what is found of an entry where it counts, None where it is nowhere."""
         for _ in range(_LOOKS):
-            known = self._packs.known
-            place = self._packs.find(digest)
+            known = self.packs.known
+            place = self.packs.find(digest)
             if place is None or place[2]:
                 found = in_loose(digest)
                 if found is not None:
                     return found
-                self._packs.refresh()
-                if self._packs.known != known:  # it may have moved; whichever thread has seen that first
+                self.packs.refresh()
+                if self.packs.known != known:  # it may have moved; whichever thread has seen that first
                     continue
             if place is None:
                 break
             return self._from_pack(digest, place[0], place[1], in_pack, in_loose)
-        lost = self._packs.lost() if in_pack in (Pack.get, Pack.get_value) else None
+        lost = self.packs.lost() if in_pack in (Pack.get, Pack.get_value) else None
         if lost is not None:
             raise lost
         return None
@@ -177,14 +188,13 @@ class DiskStore(MutableStore):
     def scan(self) -> Iterator[EntryInfo]:
         if not self.open():
             return
-        loose = list(self._loose.digests())  # first: an entry that is moved to a pack now is seen twice, not never
-        self._packs.refresh()
+        loose = list(self.loose.digests())  # first: an entry that is moved to a pack now is seen twice, not never
+        self.packs.refresh()
         seen: set[Digest] = set()
         for digest in loose:
-            place = self._packs.find(digest)
-            info = self._loose.stat(digest) if place is None or place[2] else None
+            place = self.packs.find(digest)
+            info = self.loose.info(digest) if place is None or place[2] else None
             if info is not None:
-                info.nbytes = self._loose.size(digest)
                 seen.add(digest)
                 yield info
         for pack, i in self._packed():
@@ -193,7 +203,7 @@ class DiskStore(MutableStore):
 
     def _packed(self) -> Iterator[tuple[Pack, int]]:
         """Yield where the entries in packs are, each once."""
-        packs = self._packs.known
+        packs = self.packs.known
         for number, pack in enumerate(packs):
             for i in range(pack.count):
                 if not any(later.find(pack.digest(i)) >= 0 for later in packs[:number]):
@@ -203,8 +213,8 @@ class DiskStore(MutableStore):
         """Yield the digests of all entries, also of loose ones without a value file."""
         if not self.open():
             return
-        loose = set(self._loose.digests())
-        self._packs.refresh()
+        loose = set(self.loose.digests())
+        self.packs.refresh()
         yield from sorted(loose)
         for pack, i in self._packed():
             if pack.digest(i) not in loose:
@@ -213,14 +223,14 @@ class DiskStore(MutableStore):
     def __len__(self) -> int:
         if not self.open():
             return 0
-        loose = list(self._loose.digests())
-        self._packs.refresh()
-        packs = self._packs.known
+        loose = list(self.loose.digests())
+        self.packs.refresh()
+        packs = self.packs.known
         if len(packs) < 2:
             packed = sum(pack.count for pack in packs)
         else:
             packed = sum(1 for _ in self._packed())
-        return packed + sum(1 for digest in loose if self._packs.find(digest) is None)
+        return packed + sum(1 for digest in loose if self.packs.find(digest) is None)
 
     def elsewhere(self, digest: Digest) -> list[str]:
         parent, name = os.path.split(self.path)
@@ -232,35 +242,37 @@ class DiskStore(MutableStore):
         return [store.place(digest) for store in stores if store._is_plainly_there(digest)]
 
     def _is_plainly_there(self, digest: Digest) -> bool:
-        self._packs.refresh()
-        return self._packs.find(digest) is not None or _fs.is_directory(self._loose.place(digest))
+        self.packs.refresh()
+        return self.packs.find(digest) is not None or _fs.is_directory(self.loose.place(digest))
 
     def place(self, digest: Digest) -> str:
-        found = self._packs.find(digest)
-        return self._loose.place(digest) if found is None or found[2] else f"{found[0].path}:{digest}"
+        found = self.packs.find(digest)
+        return self.loose.place(digest) if found is None or found[2] else f"{found[0].path}:{digest}"
 
     # Writing
 
     def add(self, digest: Digest, entry: Entry) -> bool:
-        if entry.nbytes < _LARGE:
-            return self._in_container(lambda: self._add(digest, entry))
-        return self._in_container(lambda: self._add_large(digest, entry))
+        add = self._add if entry.nbytes < _LARGE else self._add_large
+        added = self._in_container(lambda: add(digest, entry))
+        if added and self._limits:
+            self._keep_within(self._limits, entry)
+        return added
 
     def _add(self, digest: Digest, entry: Entry) -> bool:
         def publish(rename: Callable[[], bool]) -> bool:
-            self._packs.refresh()
-            if not self._packs.are_possible:  # whoever makes the first one leaves out what is staged now
+            self.packs.refresh()
+            if not self.packs.are_possible:  # whoever makes the first one leaves out what is staged now
                 return rename()
             with self._shared():
                 return not self._is_packed(digest) and rename()
 
-        return self._loose.add(digest, entry, publish)
+        return self.loose.add(digest, entry, publish)
 
     def _add_large(self, digest: Digest, entry: Entry) -> bool:
         lock = self._lock(f"{digest}.write")  # not the one of `lock`, whose holder may compute for long
         lock.acquire(_LOCK_TIMEOUT)
         try:
-            if self.durability != "durable" and self._loose.stat(digest) is not None:  # the wait was for its writer
+            if self.durability != "durable" and self.loose.stat(digest) is not None:  # the wait was for its writer
                 return False
             return self._add(digest, entry)
         finally:
@@ -268,21 +280,23 @@ class DiskStore(MutableStore):
 
     def set(self, digest: Digest, entry: Entry, same_key: Callable[[Part], bool] | None = None) -> None:
         self._in_container(lambda: self._set(digest, entry, same_key))
+        if self._limits:
+            self._keep_within(self._limits, entry)
 
     def _set(self, digest: Digest, entry: Entry, same_key: Callable[[Part], bool] | None) -> None:
         with self._shared():
-            self._packs.refresh()
-            for pack in self._packs.having(digest):
+            self.packs.refresh()
+            for pack in self.packs.having(digest):
                 if not pack.is_shadowed():
                     pack.shadow(self.durability)
-            self._loose.set(digest, entry, same_key)
+            self.loose.set(digest, entry, same_key)
 
     def delete(self, digest: Digest) -> bool:
         if not self.open():
             return False
         with self._shared():
             if not self._is_packed(digest):
-                return self._loose.delete(digest)
+                return self.loose.delete(digest)
         return self.delete_many([digest]) > 0
 
     def delete_many(self, digests: Iterable[Digest]) -> int:
@@ -294,18 +308,61 @@ class DiskStore(MutableStore):
             return ""
         with self._shared():
             if not self._is_packed(digest):
-                aside = self._loose.quarantine(digest, unloadable=unloadable)
-                if aside or self._packs.lost() is None:
+                aside = self.loose.quarantine(digest, unloadable=unloadable)
+                if aside or self.packs.lost() is None:
                     return aside
         return self.packing.quarantine(digest, self.quarantine_path, unloadable=unloadable)
+
+    def prune(self, limits: Limits) -> list[EntryInfo]:
+        """Remove the entries that are used least recently, until the limits hold. Return them."""
+        surplus = limits.surplus(self.scan())
+        self.delete_many(info.digest for info in surplus)
+        return surplus
+
+    def _keep_within(self, limits: Limits, entry: Entry) -> None:
+        """Look whether the limits hold, if it is time. What goes wrong with it is nothing that a writer should hear."""
+        self._added_bytes += entry.nbytes
+        self._added_entries += 1
+        tenth = limits.share(0.1)
+        now = time.time()
+        if not (
+            (tenth.max_bytes is not None and self._added_bytes > tenth.max_bytes)
+            or (tenth.max_entries is not None and self._added_entries > tenth.max_entries)
+            or (now > self._look_at and now - _fs.time_of(f"{self.path}/locks/pruned") > _SELDOM)
+        ):
+            return
+        self._added_bytes = self._added_entries = 0
+        self._look_at = now + _SELDOM
+        lock = self._lock("prune")
+        try:
+            if lock.acquire():  # else somebody else is at it
+                try:
+                    _fs.touch(f"{self.path}/locks/pruned", self._mode)
+                    infos = list(self.scan())
+                    if limits.surplus(infos):
+                        self.delete_many(info.digest for info in limits.share(0.9).surplus(infos))
+                finally:
+                    lock.release()
+        except OSError as error:
+            log = _log.listener()
+            if log is not None:
+                log.debug("%s: pruning failed: %s", self.path, error)
 
     def clear(self) -> None:
         if self.open():
             self._in_container(self.packing.clear)
 
+    def take_in(self, pack: Pack, progress: Callable[[int, int], object]) -> tuple[int, list[Digest]]:
+        """Add the entries of a pack that are not there yet. Return how many, and the digests of those damaged."""
+        return self._in_container(lambda: self.packing.take_in(pack, progress))
+
+    def write_to(self, path: str, progress: Callable[[int, int], object]) -> int:
+        """Write all entries to a pack at `path`, in place of what is there. Return how many."""
+        return self.packing.write_to(path, progress)
+
     def _is_packed(self, digest: Digest) -> bool:
-        self._packs.refresh()
-        return self._packs.find(digest) is not None
+        self.packs.refresh()
+        return self.packs.find(digest) is not None
 
     def _shared(self) -> _fs.DirectoryLock:
         return _fs.DirectoryLock(self.path)
@@ -325,7 +382,7 @@ class DiskStore(MutableStore):
 
     def _create(self) -> None:
         self.container.create()
-        self._packs.refresh()
+        self.packs.refresh()
         self._is_synced = False
 
     def lock(self, digest: Digest) -> _fs.DigestLock | None:
@@ -338,11 +395,13 @@ class DiskStore(MutableStore):
         return _fs.DigestLock(f"{self.path}/locks", name, self._mode)
 
     def sweep(self) -> int:
-        """Remove what killed writers left: locks, and what they staged over an hour ago. Return how many."""
+        """Finish and remove what killed processes left, and what they staged over an hour ago. Return how many
+        things."""
         if not self.open():
             return 0
-        locks = [self._lock(name.removesuffix(".lock")) for name in _fs.list_directory(f"{self.path}/locks")]
-        return self._loose.sweep() + sum(lock.acquire() and lock.release() for lock in locks)
+        names = [name for name in _fs.list_directory(f"{self.path}/locks") if name.endswith(".lock")]
+        locks = [self._lock(name.removesuffix(".lock")) for name in names]
+        return self.packing.tidy() + self.loose.sweep() + sum(lock.acquire() and lock.release() for lock in locks)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_reopened, (self.path, self._format_name, self._identifier, self._options))

@@ -149,6 +149,20 @@ def unframe(blob: bytes, digest: Digest, kind: int) -> Part:
     return read_part(footer, lambda begin, size: (bytearray if begin else bytes)(blob[begin : begin + size]))
 
 
+def unframe_pair(value: Buffer, key: Buffer, digest: Digest) -> Part:
+    """Return the value that an entry's two files hold, if they belong together.
+
+    Raises
+    ------
+    Damage
+        They are not what was written.
+    """
+    part = unframe(bytes(value), digest, VALUE)
+    if part.nonce != unframe(bytes(key), digest, KEY).nonce:
+        raise Damage("its key and its value come from different stores")
+    return part
+
+
 def read_part(footer: Footer, read_at: Callable[[int, int], Buffer]) -> Part:
     """Return the part under a footer; `read_at(begin, size)` gives the bytes, writable where the caller wants that.
 

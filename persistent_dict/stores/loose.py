@@ -12,12 +12,13 @@ from __future__ import annotations
 import os
 import time
 from errno import EBUSY
+from functools import partial
 from stat import S_ISREG
 
 from persistent_dict import _fs
 from persistent_dict.errors import InvalidEntryError, InvalidKeyFileError, InvalidValueFileError
 from persistent_dict.stores.base import Entry, EntryInfo, Member, MutableStore, Part
-from persistent_dict.stores.framing import ALGORITHMS, FOOTER_SIZE, KEY, VALUE, Damage, frame, unframe
+from persistent_dict.stores.framing import ALGORITHMS, FOOTER_SIZE, KEY, VALUE, Damage, Footer, frame, unframe
 from persistent_dict.stores.reading import SMALL, read, read_bytes
 from persistent_dict.stores.recency import FRESH, refresh, used_at
 
@@ -35,6 +36,7 @@ _ERRORS = {KEY: InvalidKeyFileError, VALUE: InvalidValueFileError}
 _SETTLED = 2_000_000_000  # ns; the coarsest clock of a file system in use ticks in 2 s
 _LOOKS = 100  # at an entry that others keep replacing
 _STALE = 3600.0  # seconds
+_BLOCK = 4096  # bytes; what file systems give to a small file, and to a directory
 _HEX = frozenset("0123456789abcdef")
 
 DURABILITIES = ("none", "writeout", "consistent", "durable")
@@ -205,13 +207,21 @@ class LooseStore(MutableStore):
             return None
         except NotADirectoryError:
             raise self._foreign(digest) from None
-        return EntryInfo(digest, status.st_size, _stamp(status), _is_settled(status), used_at(status))
+        return EntryInfo(digest, status.st_size, _stamp(status), _is_settled(status), used_at=used_at(status))
+
+    def info(self, digest: Digest) -> EntryInfo | None:
+        """Return what `stat` does, with the key file counted."""
+        info = self.stat(digest)
+        if info is not None:
+            key_size = _fs.size_of(f"{self.place(digest)}/key")
+            info.disk_bytes = _BLOCK + sum(-(-size // _BLOCK) * _BLOCK for size in (info.nbytes, key_size))
+            info.nbytes += key_size
+        return info
 
     def scan(self) -> Iterator[EntryInfo]:
         for digest in self.digests():
-            info = self.stat(digest)
+            info = self.info(digest)
             if info is not None:
-                info.nbytes += _fs.size_of(f"{self.place(digest)}/key")
                 yield info
 
     def __len__(self) -> int:
@@ -228,8 +238,38 @@ class LooseStore(MutableStore):
 
     def size(self, digest: Digest) -> int:
         """Return how many bytes the entry's files have, 0 where there is none."""
-        place = self.place(digest)
-        return _fs.size_of(f"{place}/value") + _fs.size_of(f"{place}/key")
+        info = self.info(digest)
+        return 0 if info is None else info.nbytes
+
+    def check(self, digest: Digest) -> Entry | None:
+        """Return what `get` does, and do not note that it was read."""
+
+        def read_both(directory: int) -> Entry:
+            key, value = (
+                self._with_file(_FILES[kind], digest, kind, directory, partial(self._as_part, digest, kind))
+                for kind in (KEY, VALUE)
+            )
+            self._check_pair(digest, key, value)
+            return Entry(key, value)
+
+        return self._look_with(digest, read_both)
+
+    def _as_part(self, digest: Digest, kind: int, fd: int, status: os.stat_result) -> Part:
+        return read(fd, 0, status.st_size, digest, kind)
+
+    def times(self, digest: Digest) -> tuple[float, float]:
+        """Return when the value was stored, and the seconds that it took to compute, of an entry's footer alone; zeros
+        where there is no entry."""
+
+        def read_footer(fd: int, status: os.stat_result) -> tuple[float, float]:
+            tail = os.pread(fd, FOOTER_SIZE, max(0, status.st_size - FOOTER_SIZE))
+            footer = Footer(tail, status.st_size, digest, VALUE)
+            return footer.stored_at, footer.seconds
+
+        try:
+            return self._with_file(f"{self.place(digest)}/value", digest, VALUE, None, read_footer)
+        except FileNotFoundError:
+            return 0.0, 0.0
 
     def raw(self, digest: Digest) -> tuple[object, Member | None]:
         """Return an entry's files, checked, with what `is_still` wants to know; None where there is none. That it was

@@ -16,7 +16,7 @@ from zlib import crc32
 from persistent_dict import _fs
 from persistent_dict.errors import InvalidEntryError
 from persistent_dict.stores.base import Member
-from persistent_dict.stores.framing import KEY, VALUE, Damage, unframe
+from persistent_dict.stores.framing import Damage, unframe_pair
 from persistent_dict.stores.packs import (
     COLUMNS,
     DEAD,
@@ -33,7 +33,7 @@ from persistent_dict.stores.packs import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Any
 
     from persistent_dict.formats import Buffer
@@ -320,8 +320,8 @@ class Packing:
             self._packs.refresh()
             found = self._packs.find(digest)
             if found is None:
-                lost = [pack for pack in self._packs.known if not pack.complete]
-                return "".join([self._mend(pack, aside)[1] for pack in lost][:1])
+                lost = [self._mend(pack, aside) for pack in self._packs.known if not pack.complete]
+                return lost[0][-1][1] if lost and lost[0] else ""
             pack, i, is_shadowed = found
             if is_shadowed and self._loose.stat(digest) is not None:
                 return self._loose.quarantine(digest, unloadable=unloadable)
@@ -332,25 +332,25 @@ class Packing:
                 self._rewrite(other, {digest})
         return place
 
-    def mend(self, pack: Pack, aside: str) -> tuple[list[Digest], str]:
-        """Write a damaged pack anew without what is damaged in it, and put that into the directory `aside`.
-
-        Return the digests of the damaged entries, and where the pack itself was put, "" if its index was intact.
-        """
+    def mend(self, pack: Pack, aside: str) -> list[tuple[InvalidEntryError, str]]:
+        """Write a pack anew without what is damaged in it, if anything is. Return what that is, and where in the
+        directory `aside` it was put; the pack itself, too, if its index is damaged."""
+        if not pack.problem and all(pack.intact()):
+            return []
         with self._alone():
             self._packs.refresh()
             return self._mend(pack, aside)
 
-    def _mend(self, pack: Pack, aside: str) -> tuple[list[Digest], str]:
+    def _mend(self, pack: Pack, aside: str) -> list[tuple[InvalidEntryError, str]]:
         if pack.fd >= 0 and not pack.is_there():  # somebody else has replaced it
-            return [], ""
-        damaged = [i for i, intact in enumerate(pack.intact()) if not intact and not self._is_readable(pack, i)]
-        digests = [pack.digest(i) for i in damaged]
-        for i in damaged:
-            self._set_aside(pack, i, aside)
+            return []
+        problems = [pack.problem_of(i) for i in range(pack.count)]
+        found = [(problem, self._set_aside(pack, i, aside)) for i, problem in enumerate(problems) if problem]
         kept = f"{aside}/{pack.name}-{os.urandom(4).hex()}.pack" if pack.problem else ""
-        self._rewrite(pack, set(digests), kept)
-        return digests, kept
+        if kept:
+            found.append((pack.incomplete(), kept))
+        self._rewrite(pack, {pack.digest(i) for i, problem in enumerate(problems) if problem}, kept)
+        return found
 
     def _set_aside(self, pack: Pack, i: int, aside: str) -> str:
         """Write the files of a packed entry, as they are, to a directory of their own in `aside`. Return that."""
@@ -409,17 +409,14 @@ class Packing:
         digests = set(self._loose.digests())
         for pack in self._packs.known:
             digests.update(map(pack.digest, range(pack.count)))
-        stage = f"{os.path.dirname(path)}/.{os.path.basename(path)}.{os.urandom(8).hex()}"
-        with self._writer(stage=stage) as writer:
-            for done, digest in enumerate(sorted(digests), 1):
-                member = self._member(digest)
-                if member is not None:
-                    writer.add(member)
-                progress(done, len(digests))
-            _, count = writer.finish()
-            os.rename(stage, path)
-            _fs.sync_directory(os.path.dirname(path))
-        return count
+        return write_pack(path, self._members(digests, progress), self._about())
+
+    def _members(self, digests: set[Digest], progress: Progress) -> Iterator[Member]:
+        for done, digest in enumerate(sorted(digests), 1):
+            member = self._member(digest)
+            if member is not None:
+                yield member
+            progress(done, len(digests))
 
     def _member(self, digest: Digest) -> Member | None:
         """Return an entry as readers see it, None where it was removed meanwhile or is damaged."""
@@ -447,10 +444,10 @@ class Packing:
     def _alone(self) -> _fs.DirectoryLock:
         return _fs.DirectoryLock(self._path, alone=True)
 
-    def _writer(self, sequence: int | None = None, stage: str = "") -> PackWriter:
+    def _writer(self, sequence: int | None = None) -> PackWriter:
         if sequence is None:
             sequence = 1 + max((pack.sequence for pack in self._packs.known), default=0)
-        return PackWriter(stage or f"{self._path}/tmp/{os.urandom(8).hex()}", self._mode, sequence, self._about())
+        return PackWriter(f"{self._path}/tmp/{os.urandom(8).hex()}", self._mode, sequence, self._about())
 
     def _publish(self, writer: PackWriter, is_current: Callable[[int], bool] = lambda _: True) -> int:
         name, count = writer.finish(is_current)
@@ -474,6 +471,21 @@ class Packing:
         self._packs.refresh(always=True)
 
 
+def write_pack(path: str, members: Iterable[Member], about: str) -> int:
+    """Write a pack at `path`, in place of what is there, at once and synced. Return how many entries it has.
+
+    Others may read it, if the umask lets them.
+    """
+    directory, name = os.path.split(path)
+    with PackWriter(f"{directory}/.{name}.{os.urandom(8).hex()}", 0o644, 1, about) as writer:
+        for member in members:
+            writer.add(member)
+        _, count = writer.finish()
+        os.rename(writer.path, path)
+        _fs.sync_directory(directory)
+    return count
+
+
 def packed(pack: Pack, i: int) -> Member:
     """Return an entry of a pack.
 
@@ -485,7 +497,5 @@ def packed(pack: Pack, i: int) -> Member:
     digest = pack.digest(i)
     value, key, is_intact = pack.raw(i)
     if not is_intact:  # it may be the padding
-        parts = unframe(bytes(value), digest, VALUE), unframe(bytes(key), digest, KEY)
-        if parts[0].nonce != parts[1].nonce:
-            raise Damage("its key and its value come from different stores")
+        unframe_pair(value, key, digest)
     return Member(digest, value, key, pack.column("stored_at")[i], pack.column("seconds")[i], pack.used_at(i))

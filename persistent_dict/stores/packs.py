@@ -40,8 +40,8 @@ from zlib import crc32
 
 from persistent_dict import _fs
 from persistent_dict.errors import InvalidEntryError, InvalidKeyFileError, InvalidValueFileError
-from persistent_dict.stores.base import Entry, EntryInfo
-from persistent_dict.stores.framing import FOOTER_SIZE, KEY, MAGIC, VALUE, Damage, any_footer, unframe
+from persistent_dict.stores.base import Entry, EntryInfo, Part
+from persistent_dict.stores.framing import FOOTER_SIZE, KEY, MAGIC, VALUE, Damage, any_footer, unframe, unframe_pair
 from persistent_dict.stores.reading import SMALL, read, read_bytes
 from persistent_dict.stores.recency import Usage
 
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from persistent_dict.formats import Buffer
-    from persistent_dict.stores.base import Digest, Part
+    from persistent_dict.stores.base import Digest
 
 HEADER_SIZE = 64
 MARK_SIZE = 8
@@ -72,6 +72,9 @@ COLUMNS = {
     "fanout": "I", "digests": "20s", "begins": "Q", "value_sizes": "Q", "key_sizes": "Q", "checksums": "I",
     "stored_at": "d", "seconds": "d", "used_at": "d",
 }  # fmt: skip
+
+INDEX_SIZE = 72  # bytes of an entry in the columns
+LOOKUP = ("fanout", "digests", "begins", "value_sizes", "key_sizes")  # what finding an entry takes
 
 
 def header(sequence: int, mark: bytes) -> bytes:
@@ -175,8 +178,7 @@ class Pack:
             self.problem = "its first bytes are damaged"
         try:
             self._read_footer()
-            names = ("fanout", "digests", "begins", "value_sizes")
-            self._take_columns({name: self._load(name) for name in names})
+            self._take_columns({name: self._load(name) for name in LOOKUP})
         except Damage as damage:
             self._recover(str(damage))
 
@@ -225,16 +227,35 @@ class Pack:
         self._digests: bytes = columns.get("digests", b"")
         self._fanout = [0, *columns.get("fanout", [0] * 256)]
         self._begins, self._value_sizes = columns.get("begins", ()), columns.get("value_sizes", ())
+        self._key_sizes = columns.get("key_sizes", ())
         self.count = len(self._digests) // _DIGEST
 
     def column(self, name: str) -> Any:
         """Return a column of the index: bytes for `digests`, else a sequence of numbers."""
         if name not in self._columns:
             try:
-                self._columns[name] = self._load(name) if self.count else array("d")
+                if self.problem:
+                    raise Damage(self.problem)
+                self._columns[name] = self._load(name)
             except Damage as damage:
-                self._recover(str(damage))
+                self.problem = str(damage)
+                self._columns.update(self._facts())
         return self._columns[name]
+
+    def _facts(self) -> dict[str, Any]:
+        """Return the columns that are not needed to find an entry, from the entries themselves."""
+        facts: dict[str, Any] = {"checksums": array("I"), "stored_at": array("d"), "seconds": array("d")}
+        for i in range(self.count):
+            digest, (value, key, whole) = self.digest(i), self._files(i)
+            try:
+                part = unframe_pair(value, key, digest)
+                is_intact = True
+            except Damage:
+                part, is_intact = Part(b""), False
+            facts["checksums"].append(crc32(whole) ^ (not is_intact))
+            facts["stored_at"].append(part.stored_at)
+            facts["seconds"].append(part.seconds)
+        return {**facts, "used_at": facts["stored_at"]}
 
     def __del__(self) -> None:
         if self.fd >= 0:
@@ -293,7 +314,7 @@ class Pack:
         see; one that somebody removes by hand is noticed within `_NOTICED` seconds.
         """
         i = self.find(digest)
-        if i < 0 or os.lseek(self.fd, 0, os.SEEK_END) != self.size:
+        if i < 0 or self._value_sizes[i] >= SMALL or os.lseek(self.fd, 0, os.SEEK_END) != self.size:
             return None
         now = time.time()
         if not 0.0 <= now - self._seen_at < _NOTICED:
@@ -309,9 +330,10 @@ class Pack:
         except Damage:
             return None
 
-    def get_value(self, i: int) -> Part:
+    def get_value(self, i: int, *, is_hit: bool = True) -> Part:
         begin, size, digest = self._begins[i], self._value_sizes[i], self.digest(i)
-        self.usage().note(i, time.time())
+        if is_hit:
+            self.usage().note(i, time.time())
         try:
             if size < SMALL:
                 return unframe(os.pread(self.fd, size, begin), digest, VALUE)
@@ -320,25 +342,30 @@ class Pack:
             raise self._invalid(i, VALUE, damage) from None
 
     def get_key(self, i: int) -> Part:
-        sizes = self.column("key_sizes")  # may find the index damaged, and then all of it anew
         begin = self._begins[i] + self._value_sizes[i]
         try:
-            return read(self.fd, begin, sizes[i], self.digest(i), KEY)
+            return read(self.fd, begin, self._key_sizes[i], self.digest(i), KEY)
         except Damage as damage:
             raise self._invalid(i, KEY, damage) from None
 
-    def get(self, i: int) -> Entry:
-        entry = Entry(self.get_key(i), self.get_value(i))
+    def get(self, i: int, *, is_hit: bool = True) -> Entry:
+        entry = Entry(self.get_key(i), self.get_value(i, is_hit=is_hit))
         if entry.key.nonce != entry.value.nonce:
             raise self._invalid(i, VALUE, Damage("its key and its value come from different stores"))
         return entry
 
     def raw(self, i: int) -> tuple[Buffer, Buffer, bool]:
         """Return the value file and the key file of an entry, and whether they are as they were packed."""
-        value_size, key_size = self._value_sizes[i], self.column("key_sizes")[i]
-        whole = memoryview(read_bytes(self.fd, self._begins[i], extent(value_size, key_size)))
-        is_intact = crc32(whole) == self.column("checksums")[i]
-        return whole[:value_size], whole[value_size : value_size + key_size], is_intact
+        value, key, whole = self._files(i)
+        return value, key, crc32(whole) == self.column("checksums")[i]
+
+    def _files(self, i: int) -> tuple[memoryview, memoryview, memoryview]:
+        """Return the value file and the key file of an entry, and both with what follows them; shorter at the end of a
+        pack that is cut off."""
+        begin, value_size, key_size = self._begins[i], self._value_sizes[i], self._key_sizes[i]
+        size = min(extent(value_size, key_size), max(self.size - begin, 0))
+        whole = memoryview(read_bytes(self.fd, begin, size))
+        return whole[:value_size], whole[value_size : value_size + key_size], whole
 
     def used_at(self, i: int) -> float:
         """Return when an entry was last hit, to about an hour."""
@@ -346,8 +373,15 @@ class Pack:
 
     def info(self, i: int) -> EntryInfo:
         """Return what the index knows of an entry."""
-        size = self._value_sizes[i] + self.column("key_sizes")[i]
-        return EntryInfo(self.digest(i), size, (self.name, i), settled=True, used_at=self.used_at(i))
+        value_size, key_size = self._value_sizes[i], self._key_sizes[i]
+        return EntryInfo(
+            self.digest(i),
+            value_size + key_size,
+            (self.name, i),
+            settled=True,
+            used_at=self.used_at(i),
+            disk_bytes=extent(value_size, key_size) + INDEX_SIZE,
+        )
 
     def usage(self) -> Usage:
         """Return what is known of the hits since it was packed."""
@@ -366,6 +400,14 @@ class Pack:
             self._container,
         )
 
+    def problem_of(self, i: int) -> InvalidEntryError | None:
+        """Return what is wrong with an entry, None if nothing but what stands between the entries is."""
+        try:
+            self.get(i, is_hit=False)
+        except InvalidEntryError as error:
+            return error
+        return None
+
     def incomplete(self) -> InvalidEntryError:
         """Return the error for an entry that may have been in what is lost of the pack."""
         reason = f"the pack is damaged: {self.problem}. {self.count} entries in it can still be read; it may be another"
@@ -375,13 +417,10 @@ class Pack:
 
     def intact(self) -> Iterator[bool]:
         """Yield for each entry whether its bytes are as they were packed. Reads the pack from front to back."""
-        for name in COLUMNS:
-            self.column(name)  # may find the index damaged, and then all of it anew
-        checksums, begins, value_sizes, key_sizes = map(
-            self.column, ("checksums", "begins", "value_sizes", "key_sizes")
-        )
         chunk, chunk_at = memoryview(b""), 0
-        for begin, value_size, key_size, checksum in zip(begins, value_sizes, key_sizes, checksums, strict=True):
+        for begin, value_size, key_size, checksum in zip(
+            self._begins, self._value_sizes, self._key_sizes, self.column("checksums"), strict=True
+        ):
             size = extent(value_size, key_size)
             at = begin - chunk_at
             if at < 0 or at + size > len(chunk):
@@ -411,18 +450,9 @@ class Pack:
         columns["fanout"] = fanout_of(columns["digests"])
         for number, name in enumerate(("begins", "value_sizes", "key_sizes"), 1):
             columns[name] = array("Q", [item[number] for item in found])
-        columns["stored_at"] = columns["used_at"] = array("d", [item[4].stored_at for item in found])
-        columns["seconds"] = array("d", [item[4].seconds for item in found])
-        columns["checksums"] = array("I", [self._extent_checksum(*item[1:4]) for item in found])
         index = to_bytes(columns["fanout"]) + columns["digests"]
         self.complete = self.complete and (at == end if has_footer else os.pread(self.fd, len(index), at) == index)
         self._take_columns(columns)
-
-    def _extent_checksum(self, begin: int, value_size: int, key_size: int) -> int:
-        try:
-            return crc32(read_bytes(self.fd, begin, extent(value_size, key_size)))
-        except Damage:
-            return 0
 
 
 class Packs:
