@@ -390,7 +390,7 @@ def _checks(store: AnyStore) -> Iterator[tuple[InvalidEntryError | None, int]]:
     for pack in packs_of(store):
         sizes = pack.column("value_sizes"), pack.column("key_sizes")
         for i, is_intact in enumerate(pack.intact()):
-            yield (None if is_intact else pack.problem_of(i)), sizes[0][i] + sizes[1][i]
+            yield (None if is_intact else pack.problem_of(i) or pack.scratch_at(i)), sizes[0][i] + sizes[1][i]
 
 
 def loose_problem(store: DiskStore, digest: Digest) -> InvalidEntryError | None:

@@ -50,12 +50,12 @@ _LOOSE_BATCH = 500  # loose copies; removed while others wait
 class PackWriter:
     """Writes a pack to a file that nobody looks at yet. Members come in the order of their digests."""
 
-    def __init__(self, path: str, mode: int, sequence: int, about: str) -> None:
+    def __init__(self, path: str, mode: int, about: str) -> None:
         self._about = about.encode()
         self._mark = os.urandom(MARK_SIZE)
         self._digests: list[bytes] = []
         self._columns: dict[str, Any] = {name: array(code) for name, code in COLUMNS.items() if len(code) == 1}
-        self._chunks: list[Buffer] = [header(sequence, self._mark)]
+        self._chunks: list[Buffer] = [header(0, self._mark)]
         self._pending = 0
         self._at = HEADER_SIZE
         self.path = path
@@ -103,8 +103,9 @@ class PackWriter:
         self._flush()
         os.fsync(self._fd)
 
-    def finish(self, is_current: Callable[[int], bool] = lambda _: True) -> tuple[str, int]:
+    def finish(self, sequence: int, is_current: Callable[[int], bool] = lambda _: True) -> tuple[str, int]:
         """Write the index, without the entries that are not current, and sync. Return the pack's name and its count."""
+        first = header(sequence, self._mark)
         kept = []
         for i in range(len(self._digests)):
             if is_current(i):
@@ -119,12 +120,13 @@ class PackWriter:
                 column = self._columns[name]
                 index[name] = column if len(kept) == len(column) else array(COLUMNS[name], [column[i] for i in kept])
         columns = [to_bytes(index[name]) for name in COLUMNS]
-        body = FOOTER.pack(
-            len(kept), self._at, len(self._about), *map(crc32, columns), crc32(self._about), PACK_VERSION, 0, PACK_MAGIC
-        )[:-12]
+        checksums = [crc32(part) for part in (*columns, first, self._about)]
+        body = FOOTER.pack(len(kept), self._at, len(self._about), *checksums, PACK_VERSION, 0, PACK_MAGIC)[:-12]
         end = body + crc32(body).to_bytes(4, "little") + PACK_MAGIC
         self._chunks += (*columns, self._about, end)
-        self.sync()
+        self._flush()
+        os.pwrite(self._fd, first, 0)
+        os.fsync(self._fd)
         checksum = blake2b(self._mark, digest_size=16)
         for column in columns:
             checksum.update(column)
@@ -375,9 +377,14 @@ class Packing:
         the pack goes there."""
         if pack.fd >= 0 and pack.is_shadowed():
             dropped = dropped.union(self._loose.digests())
-        numbers = [i for i in range(pack.count) if pack.digest(i) not in dropped]
+        later = [other for other in self._packs.known if other.sequence > pack.sequence]
+        numbers = [
+            i
+            for i in range(pack.count)
+            if pack.digest(i) not in dropped and all(other.find(pack.digest(i)) < 0 for other in later)
+        ]
         if numbers:
-            with self._writer(pack.sequence) as writer:
+            with self._writer() as writer:
                 for i in numbers:
                     try:
                         writer.add(packed(pack, i))
@@ -386,7 +393,7 @@ class Packing:
                         used_at, stored_at = pack.used_at(i), pack.column("stored_at")[i]
                         member = Member(pack.digest(i), value, key, stored_at, pack.column("seconds")[i], used_at)
                         writer.add(member, is_damaged=True)
-                self._publish(writer)
+                self._publish(writer, sequence=pack.sequence)
         if kept:
             _fs.make_directory(os.path.dirname(kept), self._mode)
             _fs.rename_if_there(pack.path, kept)
@@ -444,13 +451,16 @@ class Packing:
     def _alone(self) -> _fs.DirectoryLock:
         return _fs.DirectoryLock(self._path, alone=True)
 
-    def _writer(self, sequence: int | None = None) -> PackWriter:
+    def _writer(self) -> PackWriter:
+        return PackWriter(f"{self._path}/tmp/{os.urandom(8).hex()}", self._mode, self._about())
+
+    def _publish(
+        self, writer: PackWriter, is_current: Callable[[int], bool] = lambda _: True, *, sequence: int | None = None
+    ) -> int:
+        """Make a pack visible, as the latest one, or in the place of another. Return how many entries it has."""
         if sequence is None:
             sequence = 1 + max((pack.sequence for pack in self._packs.known), default=0)
-        return PackWriter(f"{self._path}/tmp/{os.urandom(8).hex()}", self._mode, sequence, self._about())
-
-    def _publish(self, writer: PackWriter, is_current: Callable[[int], bool] = lambda _: True) -> int:
-        name, count = writer.finish(is_current)
+        name, count = writer.finish(sequence, is_current)
         if count:
             os.rename(writer.path, f"{self._packs.directory}/{name}.pack")
             _fs.sync_directory(self._packs.directory)
@@ -477,10 +487,10 @@ def write_pack(path: str, members: Iterable[Member], about: str) -> int:
     Others may read it, if the umask lets them.
     """
     directory, name = os.path.split(path)
-    with PackWriter(f"{directory}/.{name}.{os.urandom(8).hex()}", 0o644, 1, about) as writer:
+    with PackWriter(f"{directory}/.{name}.{os.urandom(8).hex()}", 0o644, about) as writer:
         for member in members:
             writer.add(member)
-        _, count = writer.finish()
+        _, count = writer.finish(1)
         os.rename(writer.path, path)
         _fs.sync_directory(directory)
     return count

@@ -11,17 +11,18 @@ files are (`framing`).
 The index is a table by columns, sorted by digest, of little-endian numbers: `fanout` (256 of 4 bytes: how many digests
 begin with that byte or a lower one), then for each entry `digests` (20 bytes), `begins`, `value_sizes`, `key_sizes`
 (8 bytes each), `checksums` (CRC-32 from the value's first byte to the end of the padding), `stored_at`, `seconds`,
-`used_at` (doubles). `about` is text: what a container's file FORMAT says. The footer (76 bytes):
+`used_at` (doubles). `about` is text: what a container's file FORMAT says. The footer (80 bytes):
 
     offset  size  field
          0     8  number of entries
          8     8  where the columns begin
         16     4  length of `about`
         20    36  CRC-32 of each column
-        56     4  CRC-32 of `about`
-        60     4  format version: 1
-        64     4  CRC-32 of the bytes before
-        68     8  magic: 8f 50 44 50 4b 0d 0a 1a
+        56     4  CRC-32 of the header
+        60     4  CRC-32 of `about`
+        64     4  format version: 1
+        68     4  CRC-32 of the bytes before
+        72     8  magic: 8f 50 44 50 4b 0d 0a 1a
 
 A pack's name is a checksum of its index. It is never changed, but for this: before an entry in it is overwritten by a
 loose one, and before it is removed, a byte is appended. So its length tells how far it can be relied on: as it was
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
 HEADER_SIZE = 64
 MARK_SIZE = 8
 DEAD = bytes(MARK_SIZE)
-FOOTER = Struct("<QQI9IIII8s")
+FOOTER = Struct("<QQI9IIIII8s")
 PACK_MAGIC = b"\x8fPDPK\r\n\x1a"
 PACK_VERSION = 1
 _TITLE = b"persistent_dict pack 1\n"
@@ -161,6 +162,8 @@ class Pack:
         self.size = status.st_size
         if not S_ISREG(status.st_mode):
             self._give_up("it is no regular file")
+            os.close(self.fd)
+            self.fd = -1
         elif owners is not None and status.st_uid not in owners:
             self._give_up(f"it belongs to the user {status.st_uid}, not to you")
         else:
@@ -168,21 +171,18 @@ class Pack:
 
     def _give_up(self, problem: str) -> None:
         self.problem, self.complete = problem, False
-        self._take_columns({})
+        self._take_columns({"fanout": [0] * 256, "digests": b"", **dict.fromkeys(LOOKUP[2:], ())})
 
     def _open(self) -> None:
         first = os.pread(self.fd, HEADER_SIZE, 0)
-        if first[:_SEQUENCE_AT] == header(0, b"")[:_SEQUENCE_AT]:
-            self.sequence = int.from_bytes(first[_SEQUENCE_AT:-MARK_SIZE], "little")
-        elif first:
-            self.problem = "its first bytes are damaged"
+        self.sequence = int.from_bytes(first[_SEQUENCE_AT:-MARK_SIZE], "little")
         try:
-            self._read_footer()
+            self._read_footer(crc32(first))
             self._take_columns({name: self._load(name) for name in LOOKUP})
         except Damage as damage:
             self._recover(str(damage))
 
-    def _read_footer(self) -> None:
+    def _read_footer(self, header_checksum: int) -> None:
         tail = os.pread(self.fd, _TAIL, max(0, self.size - _TAIL))
         appended = len(tail) - tail.rfind(PACK_MAGIC) - len(PACK_MAGIC)
         if 0 <= appended <= len(tail) - FOOTER.size:
@@ -191,7 +191,7 @@ class Pack:
         tail = tail[-FOOTER.size :]
         if len(tail) < FOOTER.size:
             raise Damage("it is empty, as a power cut leaves a file" if not tail else "it is cut off")
-        count, columns_at, about_size, *checksums, about_checksum, version, checksum, magic = FOOTER.unpack(tail)
+        count, columns_at, about_size, *checksums, of_header, of_about, version, checksum, magic = FOOTER.unpack(tail)
         if magic != PACK_MAGIC:
             raise Damage("it does not end as a pack does: it is cut off, overwritten, or something else")
         if checksum != crc32(tail[:-12]):
@@ -200,7 +200,9 @@ class Pack:
             raise Damage(f"it has the format {version}, and this version of persistent_dict knows {PACK_VERSION}")
         self.count, self._columns_at, self._checksums = count, columns_at, tuple(checksums)
         about = os.pread(self.fd, about_size, self.size - FOOTER.size - about_size)
-        if crc32(about) != about_checksum:
+        if of_header != header_checksum:
+            self.problem, self.sequence = "its first bytes are damaged", 0
+        if crc32(about) != of_about:
             self.problem = "what it says about itself is damaged"
         self.about = about.decode("utf-8", "replace")
 
@@ -224,10 +226,9 @@ class Pack:
 
     def _take_columns(self, columns: dict[str, Any]) -> None:
         self._columns = columns
-        self._digests: bytes = columns.get("digests", b"")
-        self._fanout = [0, *columns.get("fanout", [0] * 256)]
-        self._begins, self._value_sizes = columns.get("begins", ()), columns.get("value_sizes", ())
-        self._key_sizes = columns.get("key_sizes", ())
+        self._digests: bytes = columns["digests"]
+        self._fanout = [0, *columns["fanout"]]
+        self._begins, self._value_sizes, self._key_sizes = (columns[name] for name in LOOKUP[2:])
         self.count = len(self._digests) // _DIGEST
 
     def column(self, name: str) -> Any:
@@ -408,6 +409,11 @@ class Pack:
             return error
         return None
 
+    def scratch_at(self, i: int) -> InvalidEntryError:
+        """Return the error for bytes behind an entry that are damaged, and mean nothing."""
+        reason = f"bytes behind the entry {self.digest(i)} in the pack are damaged; the entry itself is intact"
+        return InvalidEntryError(self.path, reason, "", self._container)
+
     def incomplete(self) -> InvalidEntryError:
         """Return the error for an entry that may have been in what is lost of the pack."""
         reason = f"the pack is damaged: {self.problem}. {self.count} entries in it can still be read; it may be another"
@@ -451,7 +457,8 @@ class Pack:
         for number, name in enumerate(("begins", "value_sizes", "key_sizes"), 1):
             columns[name] = array("Q", [item[number] for item in found])
         index = to_bytes(columns["fanout"]) + columns["digests"]
-        self.complete = self.complete and (at == end if has_footer else os.pread(self.fd, len(index), at) == index)
+        is_last = at == end if has_footer else bool(found) and os.pread(self.fd, len(index), at) == index
+        self.complete = self.complete and is_last
         self._take_columns(columns)
 
 

@@ -1,0 +1,634 @@
+"""Packs: what is in them is found as it was, whatever happens to the file or while it is made."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from persistent_dict import (
+    ContainerError,
+    InvalidEntryError,
+    NoSuchEntryError,
+    PersistentDict,
+    UntrustedContainerError,
+    WriteOncePersistentDict,
+    open_readonly,
+)
+from persistent_dict.inspection import open_store, verify
+from persistent_dict.maintenance import export, import_pack, pack, repair
+from persistent_dict.stores.packs import HEADER_SIZE
+
+BOTH = pytest.mark.parametrize("kind", [WriteOncePersistentDict, PersistentDict])
+
+
+def make(kind, directory, **options):
+    return kind("d", container_dir=directory, in_mem_cache_size=0, **options)
+
+
+def pack_up(d, **options):
+    return pack(open_store(d.filename), **options)
+
+
+def packs_of(d):
+    return sorted(Path(d.filename, "packs").glob("*.pack"))
+
+
+def loose_files(d):
+    return [path for path in Path(d.filename, "entries").rglob("*") if path.is_file()]
+
+
+def value(i):
+    return b"%d" % i * (i * 7 % 400)
+
+
+def filled(kind, directory, count, **options):
+    d = make(kind, directory, **options)
+    for i in range(count):
+        d["key", i] = value(i)
+    return d
+
+
+# Packing
+
+
+@BOTH
+def test_packing_keeps_every_entry_and_their_order(kind, tmp_path):
+    d = filled(kind, tmp_path, 300)
+    net = d.nbytes()
+    assert pack_up(d) == (300, 300)
+    assert loose_files(d) == []
+    assert os.listdir(Path(d.filename, "entries")) == []
+    assert os.listdir(Path(d.filename, "tmp")) == []
+    for reader in (d, make(kind, tmp_path)):
+        assert list(reader.items()) == [(("key", i), value(i)) for i in range(300)]
+        assert len(reader) == 300
+        assert reader.nbytes() == net
+        assert ("key", 5) in reader
+        assert ("key", 300) not in reader
+        assert reader.get(("key", 300)) is None
+    assert pack_up(d) == (0, 0)
+
+
+def test_arrays_come_out_of_a_pack_in_memory_of_their_own(tmp_path):
+    numpy = pytest.importorskip("numpy")
+    for options in ({}, {"mmap": True}):
+        d = make(WriteOncePersistentDict, tmp_path / str(options), **options)
+        arrays = {i: numpy.arange(i * 10_000, dtype="f8") for i in range(6)}
+        for i, array in arrays.items():
+            d[i] = {"array": array}
+        pack_up(d)
+        assert loose_files(d) == []
+        for i, array in arrays.items():
+            found = d[i]["array"]
+            assert (found == array).all()
+            found += 1
+            assert (d[i]["array"] == array).all()
+
+
+@BOTH
+def test_those_who_have_it_open_miss_nothing_when_it_is_packed(kind, tmp_path):
+    d, other = filled(kind, tmp_path, 20), make(kind, tmp_path)
+    assert other["key", 3] == value(3)
+    pack_up(d)
+    assert all(other["key", i] == value(i) for i in range(20))
+    d["more"] = 1
+    assert other["more"] == 1
+    assert d.store_if_not_present(("key", 3), "another") is False
+    assert other.store_if_not_present(("key", 3), "another") is False
+    assert loose_files(d) != []
+    pack_up(d)
+    assert other["more"] == 1
+
+
+def test_an_overwritten_entry_is_seen_by_all_at_once(tmp_path):
+    d = filled(PersistentDict, tmp_path, 20)
+    readers = [make(PersistentDict, tmp_path), PersistentDict("d", container_dir=tmp_path)]
+    pack_up(d)
+    for new in ("second", "third", "fourth"):
+        assert [reader["key", 7] for reader in readers] == [d["key", 7]] * 2
+        d["key", 7] = new
+        assert [reader["key", 7] for reader in readers] == [new, new]
+        assert [reader["key", 8] for reader in readers] == [value(8)] * 2
+        assert len(d) == 20
+        if new == "second":
+            assert pack_up(d) == (20, 1)
+            assert len(packs_of(d)) == 1
+
+
+def test_a_removed_entry_is_gone_for_all_at_once(tmp_path):
+    d = filled(PersistentDict, tmp_path, 20)
+    readers = [make(PersistentDict, tmp_path), PersistentDict("d", container_dir=tmp_path)]
+    pack_up(d)
+    assert [reader["key", 7] for reader in readers] == [value(7)] * 2
+    del d["key", 7]
+    for reader in readers:
+        with pytest.raises(NoSuchEntryError):
+            reader["key", 7]
+        assert reader["key", 8] == value(8)
+    with pytest.raises(NoSuchEntryError):
+        del d["key", 7]
+    assert readers[0].store_if_not_present(("key", 7), "new")
+    assert readers[1]["key", 7] == d["key", 7] == "new"
+    d["key", 9] = "loose"
+    del d["key", 9]
+    assert ("key", 9) not in readers[1]
+    assert len(d) == 19
+
+
+@BOTH
+def test_clearing_removes_packs_too(kind, tmp_path):
+    d, other = filled(kind, tmp_path, 20), make(kind, tmp_path)
+    pack_up(d)
+    assert other["key", 1] == value(1)
+    d["more"] = 1
+    d.clear()
+    assert len(d) == len(other) == 0
+    assert other.get(("key", 1)) is None
+    other["key", 1] = "new"
+    assert d["key", 1] == "new"
+
+
+def test_a_container_that_was_deleted_under_a_reader_is_noticed(tmp_path):
+    d, reader = filled(PersistentDict, tmp_path, 20), make(PersistentDict, tmp_path)
+    pack_up(d)
+    assert reader["key", 1] == value(1)
+    shutil.rmtree(d.filename)
+    time.sleep(0.02)
+    assert reader.get(("key", 1)) is None
+    d["key", 1] = "new"
+    assert reader["key", 1] == "new"
+
+
+def test_the_number_of_packs_grows_slowly(tmp_path):
+    d = make(WriteOncePersistentDict, tmp_path)
+    for i in range(40):
+        for j in range(10):
+            d[i, j] = value(i + j)
+        pack_up(d)
+        assert len(packs_of(d)) <= 7
+    assert all(d[i, j] == value(i + j) for i in range(40) for j in range(10))
+    d["one more"] = 1
+    assert pack_up(d, everything=True) == (401, 1)
+    assert len(packs_of(d)) == 1
+    assert len(d) == 401
+
+
+def test_large_entries_stay_loose_unless_asked(tmp_path):
+    d = filled(PersistentDict, tmp_path, 5)
+    d["large"] = b"x" * 2_000_000
+    assert pack_up(d) == (5, 5)
+    assert len(loose_files(d)) == 2
+    d["key", 1] = b"y" * 2_000_000  # overwrites one in the pack
+    assert pack_up(d) == (4, 0)
+    assert (d["key", 1], d["key", 2]) == (b"y" * 2_000_000, value(2))
+    assert pack_up(d, max_entry=1 << 30) == (6, 2)
+    assert loose_files(d) == []
+    assert d["large"] == b"x" * 2_000_000
+
+
+def test_keys_that_no_digest_proves_are_compared_in_packs_too(tmp_path):
+    d = PersistentDict("d", lambda key: key[0], container_dir=tmp_path, in_mem_cache_size=0)
+    d["abc"] = 1
+    pack_up(d)
+    assert d["abc"] == 1
+    with pytest.warns(UserWarning, match="has the digest of another key"), pytest.raises(KeyError):
+        d["axe"]
+    d["axe"] = 2  # replaces the other
+    assert d["axe"] == 2
+    with pytest.warns(UserWarning, match="has the digest of another key"), pytest.raises(KeyError):
+        d["abc"]
+
+
+def test_a_dictionary_over_packs_pickles(tmp_path):
+    d = filled(WriteOncePersistentDict, tmp_path, 5)
+    pack_up(d)
+    assert d["key", 1] == value(1)
+    assert pickle.loads(pickle.dumps(d))["key", 1] == value(1)
+
+
+def test_a_forked_child_reads_packs(tmp_path):
+    d = filled(WriteOncePersistentDict, tmp_path, 50)
+    pack_up(d)
+    assert d["key", 1] == value(1)
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if all(d["key", i] == value(i) for i in range(50)) else 1)
+    assert all(d["key", i] == value(i) for i in range(50))
+    assert os.waitpid(pid, 0)[1] == 0
+
+
+# Damage
+
+
+def small_pack(directory):
+    """A dictionary with a pack of some kilobytes, and the bytes of that."""
+    d = make(PersistentDict, directory)
+    expected = {}
+    for i in range(3):
+        expected["k", i] = d["k", i] = b"%d" % i * (20 + i * 30)
+    pack_up(d)
+    (path,) = packs_of(d)
+    return d, path, path.read_bytes(), expected
+
+
+def outcomes(d, expected):
+    """Return how each key's lookup ends; fail on a wrong value or a silent miss."""
+    ends = {}
+    for key, right in expected.items():
+        try:
+            assert d[key] == right
+            ends[key] = "right"
+        except InvalidEntryError as error:
+            assert "persistent_dict repair" in str(error)
+            assert error.container == d.filename
+            ends[key] = "invalid"
+    return ends
+
+
+def test_every_flipped_byte_is_found_and_hides_one_entry_at_most(tmp_path):
+    d, path, good, expected = small_pack(tmp_path)
+    for at in range(len(good)):
+        path.write_bytes(good[:at] + bytes([good[at] ^ 0x41]) + good[at + 1 :])
+        ends = list(outcomes(make(PersistentDict, tmp_path), expected).values())
+        assert ends.count("invalid") <= 1, at
+        assert verify(open_store(d.filename)).problems, at
+    path.write_bytes(good)
+    assert verify(open_store(d.filename)).problems == []
+
+
+def test_every_truncation_is_found_and_never_a_miss(tmp_path):
+    d, path, good, expected = small_pack(tmp_path)
+    seen = set()
+    for size in range(len(good)):
+        path.write_bytes(good[:size])
+        ends = tuple(outcomes(make(PersistentDict, tmp_path), expected).values())
+        assert verify(open_store(d.filename)).problems, size
+        seen.add(ends.count("right"))
+    assert seen == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("kind", ["zeros", "doubled", "appended", "swapped", "other pack"])
+def test_other_damage_is_found(kind, tmp_path):
+    d, path, good, expected = small_pack(tmp_path / "one")
+    _, _, other, _ = small_pack(tmp_path / "two")
+    half = len(good) // 2
+    bad = {
+        "zeros": [good[:at] + bytes(100) + good[at + 100 :] for at in range(0, len(good) - 100, 64)],
+        "doubled": [good + good],
+        "appended": [good + os.urandom(5000)],
+        "swapped": [good[half:] + good[:half]],
+        "other pack": [other[:half] + good[half:], good[:half] + other[half:]],
+    }[kind]
+    for damaged in bad:
+        path.write_bytes(damaged)
+        outcomes(make(PersistentDict, tmp_path / "one"), expected)
+
+
+@pytest.mark.parametrize("what", ["directory", "fifo", "link", "empty", "zeros", "text", "device"])
+def test_what_is_no_pack_is_an_error_and_no_hang(what, tmp_path):
+    d, path, good, _ = small_pack(tmp_path)
+    path.unlink()
+    if what == "directory":
+        path.mkdir()
+    elif what == "fifo":
+        os.mkfifo(path)
+    elif what == "link":
+        (tmp_path / "elsewhere").write_bytes(good)
+        path.symlink_to(tmp_path / "elsewhere")
+    elif what == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.write_bytes({"empty": b"", "zeros": bytes(5000), "text": b"hello\n" * 100}[what])
+    reader = make(PersistentDict, tmp_path)
+    with pytest.raises(InvalidEntryError, match="may be another|is no regular file|cut off|does not end"):
+        reader["k", 1]
+    reader["k", 1] = "new"
+    assert reader["k", 1] == "new"
+    assert len(verify(open_store(d.filename)).problems) == 1
+    assert len(repair(open_store(d.filename)).set_aside) == 1
+    assert reader["k", 1] == "new"
+    assert reader.get(("k", 2)) is None
+    assert verify(open_store(d.filename)).problems == []
+
+
+def test_repair_of_every_kind_of_damage_leaves_what_was_intact(tmp_path):
+    d, path, good, expected = small_pack(tmp_path)
+    places = [5, HEADER_SIZE + 3, len(good) // 2, len(good) - 400, len(good) - 30]
+    for number, at in enumerate(places):
+        for stale in packs_of(d):
+            stale.unlink()
+        path.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
+        before = outcomes(make(PersistentDict, tmp_path), expected)
+        report = repair(open_store(d.filename))
+        assert report.set_aside, number
+        assert all(os.path.exists(aside) for _, aside in report.set_aside)
+        after = make(PersistentDict, tmp_path)
+        assert verify(open_store(d.filename)).problems == []
+        for key, end in before.items():
+            assert after.get(key) == (expected[key] if end == "right" else None)
+            after.store_if_not_present(key, "healed")
+        assert repair(open_store(d.filename)).set_aside == []
+
+
+def test_quarantining_takes_a_damaged_entry_out_of_its_pack(tmp_path):
+    d, path, good, expected = small_pack(tmp_path)
+    at = good.index(expected["k", 1])
+    path.write_bytes(good[:at] + b"X" + good[at + 1 :])
+    healing = make(PersistentDict, tmp_path, on_invalid="quarantine")
+    with pytest.warns(UserWarning, match="It was moved to") as caught:
+        assert healing.get(("k", 1)) is None
+    aside = Path(str(caught[0].message).partition("It was moved to ")[2].partition(",")[0])
+    assert sorted(os.listdir(aside)) == ["key", "value"]
+    assert healing.get_or_compute(("k", 1), lambda: "new") == "new"
+    assert (d["k", 0], d["k", 1], d["k", 2]) == (expected["k", 0], "new", expected["k", 2])
+    path = packs_of(d)[0]
+    path.write_bytes(path.read_bytes()[:-500])
+    healing = make(PersistentDict, tmp_path, on_invalid="quarantine")
+    with pytest.warns(UserWarning, match="It was moved to"):
+        assert healing.get("absent") is None
+    assert healing.get("absent") is None
+    assert healing["k", 1] == "new"
+
+
+def test_a_loose_copy_that_a_crash_left_stands_in_for_a_damaged_one(tmp_path):
+    d = filled(PersistentDict, tmp_path, 3)
+    shutil.copytree(Path(d.filename, "entries"), tmp_path / "copy")
+    pack_up(d)
+    shutil.copytree(tmp_path / "copy", Path(d.filename, "entries"), dirs_exist_ok=True)
+    assert len(d) == 3
+    (path,) = packs_of(d)
+    good = path.read_bytes()
+    at = good.index(value(2))
+    path.write_bytes(good[:at] + b"X" + good[at + 1 :])
+    assert make(PersistentDict, tmp_path)["key", 2] == value(2)
+    path.write_bytes(good)
+    assert repair(open_store(d.filename)).swept == 3
+    assert loose_files(d) == []
+
+
+def test_no_entry_is_taken_from_inside_of_a_value(tmp_path):
+    inner = make(PersistentDict, tmp_path / "inner", format="raw")
+    inner["secret"] = b"a ghost"
+    pack_up(inner)
+    image = packs_of(inner)[0].read_bytes()
+    outer = make(PersistentDict, tmp_path / "outer", format="raw")
+    outer["image"] = image
+    outer["another"] = b"1" * 100
+    pack_up(outer)
+    (path,) = packs_of(outer)
+    good = path.read_bytes()
+    begin = good.index(image)
+    for at in (len(good) - 30, begin + len(image) + 10):  # the index, and then the footer of the value with the image
+        bad = bytearray(good)
+        bad[at] ^= 1
+        bad[-30] ^= 1
+        path.write_bytes(bad)
+        reader = make(PersistentDict, tmp_path / "outer", format="raw")
+        try:
+            assert reader.get("secret") is None
+        except InvalidEntryError:
+            pass
+        assert reader["another"] == b"1" * 100
+
+
+def test_a_pack_of_a_newer_version_is_an_error_that_says_so(tmp_path):
+    from zlib import crc32
+
+    _, path, good, _ = small_pack(tmp_path)
+    tail = good[-16:-12] + b""
+    body = good[:-16] + (2).to_bytes(4, "little")
+    path.write_bytes(body + crc32(body[-68:]).to_bytes(4, "little") + good[-8:])
+    assert tail == (1).to_bytes(4, "little")
+    assert "format 2" in verify(open_store(str(path.parent.parent))).problems[-1].reason
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving files away needs root")
+def test_another_users_pack_is_not_read(tmp_path):
+    d, path, _, _ = small_pack(tmp_path)
+    os.chown(path, 12345, 12345)
+    with pytest.raises(InvalidEntryError, match="belongs to the user 12345"):
+        make(PersistentDict, tmp_path)["k", 1]
+    os.chown(path, 0, 0)
+    shutil.move(path.parent, tmp_path / "moved")
+    os.symlink(tmp_path / "moved", path.parent)
+    with pytest.raises(UntrustedContainerError, match="packs in it is a link"):
+        make(PersistentDict, tmp_path)["k", 1]
+    assert d is not None
+
+
+# Exported packs
+
+
+@pytest.fixture
+def exported(tmp_path):
+    """The path of an exported pack of ten entries, some of which were loose."""
+    d = filled(WriteOncePersistentDict, tmp_path / "source", 6)
+    pack_up(d)
+    for i in range(6, 10):
+        d["key", i] = value(i)
+    path = str(tmp_path / "warm.pack")
+    assert export(open_store(d.filename), path) == 10
+    return path
+
+
+def test_an_exported_pack_is_read_in_place(exported):
+    r = open_readonly(exported)
+    assert dict(r.items()) == {("key", i): value(i) for i in range(10)}
+    assert (len(r), ("key", 3) in r, ("key", 10) in r, r.identifier, r.filename) == (10, True, False, "d", exported)
+    assert pickle.loads(pickle.dumps(r))["key", 3] == value(3)
+    with pytest.warns(UserWarning, match="only read"):
+        assert r.get_or_compute("new", lambda: 5) == 5
+    assert "new" not in r
+    with pytest.raises(OSError, match="only read"):
+        r.clear()
+
+
+def test_a_dictionary_lies_over_read_only_ones(exported, tmp_path):
+    before = Path(exported).read_bytes()
+    for below in (exported, [open_readonly(exported)]):
+        d = WriteOncePersistentDict("d", container_dir=tmp_path / str(type(below)), over=below)
+        assert d.get_or_compute(("key", 3), lambda: "never") == value(3)
+        assert not os.path.exists(d.filename)
+        assert d.store_if_not_present(("key", 3), 0) is False
+        d["new"] = 1
+        assert len(d) == 11
+        assert dict(d.items())["new"] == 1
+        assert d.entry_path(("key", 3)).startswith(exported)
+        assert d.explain(("key", 3)).verdict == "present"
+        assert pickle.loads(pickle.dumps(d))["key", 4] == value(4)
+        d.clear()
+        assert len(d) == 10
+    p = PersistentDict("d", container_dir=tmp_path / "p", over=exported)
+    p["key", 3] = "mine"
+    assert p["key", 3] == "mine"
+    assert len(p) == 10
+    with pytest.raises(OSError, match="only read"):
+        del p["key", 3]
+    assert p["key", 3] == "mine"
+    p["own"] = 1
+    del p["own"]
+    assert Path(exported).read_bytes() == before
+
+
+def test_what_is_damaged_below_is_computed_and_kept_above(exported, tmp_path):
+    good = Path(exported).read_bytes()
+    at = good.index(value(7))
+    Path(exported).write_bytes(good[:at] + b"X" + good[at + 1 :])
+    with pytest.raises(InvalidEntryError, match=f"persistent_dict repair {exported}"):
+        open_readonly(exported)["key", 7]
+    d = make(WriteOncePersistentDict, tmp_path, over=exported, on_invalid="quarantine")
+    assert d.get_or_compute(("key", 7), lambda: "new") == "new"
+    assert d["key", 7] == "new"
+    store = open_store(exported)
+    assert len(verify(store).problems) == 1
+    assert len(repair(store).set_aside) == 1
+    assert len(open_readonly(exported)) == 9
+    assert [path.read_bytes() for path in tmp_path.glob("warm.pack.damaged-*")] == [good[:at] + b"X" + good[at + 1 :]]
+
+
+def test_importing_adds_what_is_not_there_and_keeps_the_rest(exported, tmp_path):
+    target = PersistentDict("d", container_dir=tmp_path / "target", in_mem_cache_size=0)
+    target["key", 3] = "mine"
+    reader = PersistentDict("d", container_dir=tmp_path / "target", in_mem_cache_size=0)
+    assert reader.get(("key", 4)) is None
+    report = import_pack(exported, target.filename)
+    assert (report.added, report.kept, report.damaged) == (9, 1, [])
+    assert (reader["key", 3], reader["key", 4], len(reader)) == ("mine", value(4), 10)
+    again = import_pack(exported, target.filename)
+    assert (again.added, again.kept) == (0, 10)
+    assert len(packs_of(target)) == 1
+
+
+def test_importing_makes_the_container_where_the_dictionary_looks(exported, monkeypatch, tmp_path):
+    monkeypatch.setenv("PERSISTENT_DICT_DIR", str(tmp_path / "default"))
+    report = import_pack(exported)
+    assert WriteOncePersistentDict("d")["key", 4] == value(4)
+    assert report.container == WriteOncePersistentDict("d").filename
+
+
+@pytest.mark.parametrize("what", ["format", "identifier"])
+def test_a_pack_of_another_dictionary_is_refused(what, exported, tmp_path):
+    name, form = ("d", "json") if what == "format" else ("other", "pickle")
+    d = WriteOncePersistentDict(name, container_dir=tmp_path, format=form)
+    d["k"] = 1
+    with pytest.raises(ContainerError, match=f"with the {what}"):
+        import_pack(exported, d.filename)
+    with pytest.raises(ContainerError, match=f"with the {what}"):
+        WriteOncePersistentDict(name, container_dir=tmp_path, format=form, over=exported)["k"]
+
+
+def test_a_pack_of_another_python_is_refused_but_can_be_looked_at(exported):
+    good = Path(exported).read_bytes()
+    tag = sys.implementation.cache_tag.encode()
+    bad = good.replace(tag, tag[:-1] + b"0")
+    Path(exported).write_bytes(bad)  # its checksum does not hold any more, either
+    with pytest.raises(ContainerError, match="may not load"):
+        open_readonly(exported)
+    assert len(open_store(exported)) == 10
+
+
+@pytest.mark.parametrize("mode", [0o666, 0o664])
+def test_a_pack_that_others_may_write_to_is_refused(mode, exported):
+    os.chmod(exported, mode)
+    with pytest.raises(UntrustedContainerError, match="chmod go-w") as caught:
+        open_readonly(exported)
+    assert exported in str(caught.value)
+    assert open_readonly(exported, trusted=True)["key", 1] == value(1)
+    with pytest.raises(UntrustedContainerError):
+        import_pack(exported)
+    subprocess.run(["sh", "-c", caught.value.command], check=True)
+    assert open_readonly(exported)["key", 1] == value(1)
+
+
+@pytest.mark.parametrize("what", [b"", b"no pack at all", bytes(1000)])
+def test_what_is_no_pack_is_refused(what, tmp_path):
+    path = tmp_path / "x.pack"
+    path.write_bytes(what)
+    with pytest.raises(InvalidEntryError, match="no pack that can be read"):
+        open_readonly(path)
+    with pytest.raises(FileNotFoundError):
+        open_readonly(tmp_path / "absent")
+
+
+def test_exporting_over_something_must_be_asked_for(exported, tmp_path):
+    d = filled(WriteOncePersistentDict, tmp_path / "other", 3)
+    with pytest.raises(FileExistsError):
+        export(open_store(d.filename), exported)
+    old = open_readonly(exported)
+    assert export(open_store(d.filename), exported, overwrite=True) == 3
+    assert len(open_readonly(exported)) == 3
+    assert len(old) == 10
+    assert old["key", 9] == value(9)
+
+
+def test_a_json_pack_is_for_every_python_and_needs_no_pickle(tmp_path):
+    d = WriteOncePersistentDict("d", container_dir=tmp_path, format="json")
+    d["a"] = [1, {"b": 2}]
+    export(open_store(d.filename), str(tmp_path / "j.pack"))
+    script = (
+        "import sys; sys.modules['pickle'] = None\nfrom persistent_dict import open_readonly\n"
+        f"print(open_readonly({str(tmp_path / 'j.pack')!r})['a'])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[1, {'b': 2}]"
+
+
+# At the same time
+
+
+def test_threads_read_on_while_others_pack_overwrite_and_remove(tmp_path):
+    d = filled(PersistentDict, tmp_path, 60)
+    stop, failures = threading.Event(), []
+    low = dict.fromkeys(range(60), 0)  # what has been acknowledged; values only grow
+
+    def run(work):
+        try:
+            while not stop.is_set():
+                work()
+        except BaseException as error:
+            failures.append(error)
+            stop.set()
+
+    def read():
+        mine = make(PersistentDict, tmp_path)
+        for _ in range(20):
+            for i in range(60):
+                at_least = low[i]
+                found = mine.get(("n", i))
+                assert (found or 0) >= at_least, (i, found, at_least)
+                assert mine["key", i] == value(i)
+
+    def write(first):
+        for i in range(first, 60, 2):
+            d["n", i] = low[i] + 1
+            low[i] += 1
+
+    def do_pack():
+        pack_up(d)
+        pack_up(d, everything=True)
+
+    def other():
+        d["gone"] = 1
+        pack_up(d)
+        del d["gone"]
+        assert make(PersistentDict, tmp_path).get("gone") is None
+
+    work = [read, read, lambda: write(0), lambda: write(1), do_pack, other]
+    threads = [threading.Thread(target=run, args=(one,)) for one in work]
+    for thread in threads:
+        thread.start()
+    stop.wait(4)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert max(low.values()) > 3
+    assert verify(open_store(d.filename)).problems == []
