@@ -8,7 +8,7 @@ from urllib.parse import unquote
 
 from persistent_dict import _fs, _terminal
 from persistent_dict._terminal import Progress, as_age, as_duration, as_size, say
-from persistent_dict.errors import PersistentDictError, shell_quoted
+from persistent_dict.errors import PersistentDictError, python_command, shell_quoted
 from persistent_dict.inspection import (
     containers,
     describe,
@@ -388,4 +388,4 @@ def _many(count: int, one: str, more: str = "") -> str:
 
 
 def _command(command: str, path: str) -> str:
-    return f"persistent-dict {command} {shell_quoted(path)}"
+    return f"{python_command()} -m persistent_dict {command} {shell_quoted(path)}"

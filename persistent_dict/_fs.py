@@ -86,7 +86,7 @@ def write_file(path: str, chunks: list[Buffer], mode: int, durability: str) -> N
         elif durability != "none":
             os.fsync(fd)
     except BaseException:
-        _close_quietly(fd)
+        close_quietly(fd)
         raise
     os.close(fd)  # its error counts: a quota, a network file system
 
@@ -113,7 +113,8 @@ def _after(chunks: list[Buffer], written: int) -> list[Buffer]:
     return left
 
 
-def _close_quietly(fd: int) -> None:
+def close_quietly(fd: int) -> None:
+    """Close a descriptor, whatever that says."""
     try:
         os.close(fd)
     except OSError:  # an earlier error is on its way, and tells more, or nothing can have been lost
@@ -206,6 +207,12 @@ def remove_tree(path: str) -> None:
         except OSError as error:  # again, if a writer that holds the directory's descriptor has just put a file there
             if error.errno not in (EEXIST, ENOTEMPTY):
                 raise
+
+
+def remove_all(paths: list[str]) -> None:
+    """Remove what stands at some paths, as `remove_tree` does."""
+    for path in paths:
+        remove_tree(path)
 
 
 def discard(path: str) -> None:
@@ -465,7 +472,7 @@ class DirectoryLock:
 
     def _close(self) -> None:
         fd, self._fd = self._fd, -1
-        _close_quietly(fd)  # nothing was written
+        close_quietly(fd)  # nothing was written
 
 
 def _sign(fd: int) -> None:

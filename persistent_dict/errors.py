@@ -133,7 +133,7 @@ class InvalidEntryError(PersistentDictError):
             cures.append(f"  to remove the entry, so that it is computed again:  rm -rf {shell_quoted(self.entry)}")
         if self.container:
             cures.append(
-                f"  to find every damaged entry and set it aside:  {_python()} -m persistent_dict repair "
+                f"  to find every damaged entry and set it aside:  {python_command()} -m persistent_dict repair "
                 f"{shell_quoted(self.container)}"
             )
         return cures
@@ -243,7 +243,7 @@ class CorruptEntryWarning(UserWarning):
     """A damaged entry was set aside, and its lookup was a miss."""
 
 
-def _python() -> str:
+def python_command() -> str:
     """Return the command that starts this Python, for a shell."""
     name = os.path.basename(sys.executable or "")
     return "python" if name == "python" or not sys.executable else shell_quoted(sys.executable)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from persistent_dict import InvalidEntryError, NoSuchEntryError, PersistentDict, WriteOncePersistentDict
-from persistent_dict.maintenance import repair
+from persistent_dict.maintenance import open_store, repair
 from persistent_dict.testing import in_threads
 
 STORM_SECONDS = float(os.environ.get("PERSISTENT_DICT_STORM_SECONDS", "3"))
@@ -203,7 +203,7 @@ def churn(number, directory, results):
 @pytest.mark.parametrize("round_", range(3))
 def test_writers_race_clear_remove_and_quarantine(round_, tmp_path):
     assert run("fork", churn, 4, str(tmp_path)) == [[]] * 4
-    report = repair(make(PersistentDict, tmp_path).filename)
+    report = repair(open_store(make(PersistentDict, tmp_path).filename))
     assert report.set_aside == []
 
 
@@ -311,7 +311,7 @@ def test_a_storm_of_kills_leaves_every_entry_whole(tmp_path):
     staging = Path(d.filename, "tmp")
     for path in staging.rglob("*"):
         os.utime(path, (0, 0))
-    report = repair(d.filename)
+    report = repair(open_store(d.filename))
     assert report.set_aside == []
     assert os.listdir(staging) == []
     print(f"{kills} kills, {reads} reads, 0 wrong, 0 invalid, {report.swept} left-overs swept")

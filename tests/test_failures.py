@@ -14,68 +14,11 @@ import warnings
 from pathlib import Path
 
 import pytest
+from faults import CALLS, KILLED, Injector, descriptors, make_old
 
 from persistent_dict import CacheWriteWarning, NoSuchEntryError, PersistentDict, WriteOncePersistentDict
 
 BOTH = pytest.mark.parametrize("kind", [WriteOncePersistentDict, PersistentDict])
-
-# Every function of `os` that touches the file system on behalf of the package.
-CALLS = [
-    "chmod", "close", "fchmod", "fstat", "fsync", "listdir", "lstat", "makedirs", "mkdir", "open", "posix_fadvise",
-    "pread", "preadv", "read", "rename", "rmdir", "unlink", "write", "writev",
-]  # fmt: skip
-
-
-class Injector:
-    """Makes the Nth call to the file system fail, or fail after having done its work."""
-
-    def __init__(self, monkeypatch, directory):
-        self.directory = str(directory)
-        self.count, self.at, self.error, self.after, self.failed = 0, -1, None, False, ""
-        self.ours: set[int] = set()
-        for name in CALLS:
-            monkeypatch.setattr(os, name, self.wrap(name, getattr(os, name)))
-
-    def wrap(self, name, real):
-        def call(*args, **kwargs):
-            if not self.concerns(args):
-                return real(*args, **kwargs)
-            self.count += 1
-            fails = self.count == self.at
-            if fails:
-                self.failed = name
-                if name == "close":  # a descriptor is free even where close fails
-                    real(*args, **kwargs)
-                    self.ours.discard(args[0])
-                if not self.after:
-                    raise self.error
-            done = None if fails and name == "close" else real(*args, **kwargs)
-            if name == "open":
-                if fails:
-                    os_close(done)
-                else:
-                    self.ours.add(done)
-            elif name == "close":
-                self.ours.discard(args[0])
-            if fails:
-                raise self.error
-            return done
-
-        return call
-
-    def concerns(self, args):
-        place = args[0] if args else None
-        return place in self.ours if isinstance(place, int) else str(place).startswith(self.directory)
-
-    def start(self, at, error, after=False):
-        self.count, self.at, self.error, self.after, self.failed = 0, at, error, after, ""
-
-
-os_close = os.close
-
-
-def descriptors():
-    return set(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else set()
 
 
 def scenarios(kind):
@@ -259,30 +202,6 @@ def test_a_file_size_limit_is_an_error_and_leaves_nothing(tmp_path):
 # A full disk
 
 
-@pytest.fixture(params=["ext4", "ext4 with few inodes", "tmpfs"])
-def small_disk(request, tmp_path):
-    """A mounted file system of some MiB."""
-    if os.geteuid() != 0 or not shutil.which("mkfs.ext4"):
-        pytest.skip("mounting a file system needs root and mkfs.ext4")
-    mount = tmp_path / "mount"
-    mount.mkdir()
-    if request.param == "tmpfs":
-        command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(mount)]
-    else:
-        image = tmp_path / "image"
-        with image.open("wb") as file:
-            file.truncate(8 << 20)
-        inodes = ["-N", "64"] if "inodes" in request.param else []
-        subprocess.run(["mkfs.ext4", "-q", *inodes, str(image)], check=True)
-        command = ["mount", "-o", "loop", str(image), str(mount)]
-    if subprocess.run(command, check=False, capture_output=True).returncode:
-        pytest.skip("file systems cannot be mounted here")
-    try:
-        yield mount
-    finally:
-        subprocess.run(["umount", "-l", str(mount)], check=True)
-
-
 @BOTH
 def test_a_full_disk_is_an_error_nothing_is_half_and_deleting_works(kind, small_disk):
     d = kind("d", container_dir=small_disk, in_mem_cache_size=0)
@@ -311,29 +230,6 @@ def test_a_full_disk_is_an_error_nothing_is_half_and_deleting_works(kind, small_
 
 
 # Kills
-
-KILLED = """
-import os, signal, sys
-sys.path.insert(0, {root!r})
-from persistent_dict import PersistentDict
-d = PersistentDict("d", container_dir={directory!r}, durability={durability!r})
-count = 0
-def dying(real):
-    def call(*args, **kwargs):
-        global count
-        count += 1
-        if count == {at}:
-            try:
-                {after} and real(*args, **kwargs)
-            finally:
-                os.kill(os.getpid(), signal.SIGKILL)
-        return real(*args, **kwargs)
-    return call
-for name in {calls!r}:
-    setattr(os, name, dying(getattr(os, name)))
-{action}
-print(count)
-"""
 
 
 @pytest.mark.parametrize("durability", ["none", "durable"])
@@ -368,12 +264,6 @@ def test_a_kill_at_any_call_leaves_all_or_nothing(action, old, new, durability, 
     else:
         pytest.fail("the action never came to its end")
     assert at > 4
-
-
-def make_old(directory):
-    for path in [*directory.rglob("*")]:
-        with contextlib.suppress(FileNotFoundError):
-            os.utime(path, (0, 0), follow_symlinks=False)
 
 
 def test_a_dictionary_goes_on_after_its_container_was_deleted(tmp_path):

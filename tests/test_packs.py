@@ -123,6 +123,33 @@ def test_an_overwritten_entry_is_seen_by_all_at_once(tmp_path):
             assert len(packs_of(d)) == 1
 
 
+@pytest.mark.parametrize("by", ["hand", "quarantine", "repair"])
+def test_what_was_overwritten_never_comes_back(by, tmp_path):
+    d = filled(PersistentDict, tmp_path, 3)
+    pack_up(d)
+    d["key", 2] = "new"
+    entry = Path(d.filename, "entries", *[part for part in Path(d.entry_path(("key", 2))).parts[-2:]])
+    if by == "hand":
+        shutil.rmtree(entry)
+    else:
+        (entry / "value").write_bytes(b"")
+        with pytest.raises(InvalidEntryError):
+            d["key", 2]
+        if by == "quarantine":
+            with pytest.warns(UserWarning, match="It was moved to"):
+                assert make(PersistentDict, tmp_path, on_invalid="quarantine").get(("key", 2)) is None
+        else:
+            assert len(repair(open_store(d.filename)).set_aside) == 1
+    for reader in (d, make(PersistentDict, tmp_path)):
+        assert reader.get(("key", 2)) is None
+        assert ("key", 2) not in reader
+        assert (len(reader), len(list(reader))) == (2, 2)
+    assert pack_up(d) == (2, 0)
+    assert verify(open_store(d.filename)).problems == []
+    assert d.store_if_not_present(("key", 2), "newest")
+    assert d["key", 2] == "newest"
+
+
 def test_a_removed_entry_is_gone_for_all_at_once(tmp_path):
     d = filled(PersistentDict, tmp_path, 20)
     readers = [make(PersistentDict, tmp_path), PersistentDict("d", container_dir=tmp_path)]
@@ -246,10 +273,13 @@ def outcomes(d, expected):
         try:
             assert d[key] == right
             ends[key] = "right"
-        except InvalidEntryError as error:
-            assert "persistent_dict repair" in str(error)
-            assert error.container == d.filename
+        except InvalidEntryError as caught:
+            error = caught
             ends[key] = "invalid"
+        else:
+            continue
+        assert "persistent_dict repair" in str(error)
+        assert error.container == d.filename
     return ends
 
 
@@ -277,7 +307,7 @@ def test_every_truncation_is_found_and_never_a_miss(tmp_path):
 
 @pytest.mark.parametrize("kind", ["zeros", "doubled", "appended", "swapped", "other pack"])
 def test_other_damage_is_found(kind, tmp_path):
-    d, path, good, expected = small_pack(tmp_path / "one")
+    _, path, good, expected = small_pack(tmp_path / "one")
     _, _, other, _ = small_pack(tmp_path / "two")
     half = len(good) // 2
     bad = {

@@ -28,7 +28,7 @@ from persistent_dict import (
     WriteOncePersistentDict,
     _fs,
 )
-from persistent_dict.maintenance import repair
+from persistent_dict.maintenance import open_store, repair
 from persistent_dict.stores.memory import MemoryStore
 from persistent_dict.testing import in_threads
 
@@ -384,7 +384,7 @@ def test_when_the_holder_is_killed_the_others_go_on_within_a_second(tmp_path):
     assert len(PersistentDict("d", container_dir=tmp_path)) == ROUNDS + 1
     locks = Path(PersistentDict("d", container_dir=tmp_path).filename, "locks")
     assert len(os.listdir(locks)) <= killed
-    repair(str(locks.parent))
+    repair(open_store(str(locks.parent)))
     assert os.listdir(locks) == []
 
 

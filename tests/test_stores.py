@@ -69,13 +69,8 @@ class AtOncePacked(DiskStore):
         self.packing.pack(1 << 40, everything=True, progress=lambda done, total: None)
 
 
+@pytest.mark.storm
 class TestPackedDiskStore(TestDiskStore):
     def make_store(self) -> DiskStore:
         self.made += 1
         return AtOncePacked(f"{self.path}/{self.made}", "pickle", "test")
-
-
-class TestMappedPackedDiskStore(TestDiskStore):
-    def make_store(self) -> DiskStore:
-        self.made += 1
-        return AtOncePacked(f"{self.path}/{self.made}", "pickle", "test", mmap=True)

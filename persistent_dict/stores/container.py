@@ -12,6 +12,7 @@ absent. Before anything is read, its owner and mode are checked, and those of th
 from __future__ import annotations
 
 import os
+from errno import EACCES, EISDIR, ENOENT
 from hashlib import blake2b
 from sys import implementation
 
@@ -88,16 +89,18 @@ class Container:
         """Return the text of the file FORMAT."""
         try:
             fd = _fs.open_file(f"{self.path}/FORMAT")
-        except OSError:
+            try:
+                return os.read(fd, 4096).decode("utf-8", "replace")
+            finally:
+                os.close(fd)
+        except OSError as error:
+            if error.errno not in {ENOENT, EISDIR, EACCES, *_fs.FOREIGN}:
+                raise
             raise ContainerError(
                 self.path,
                 "it has no readable file FORMAT: it is no container of this package, or damaged. If it is one, start "
                 f"anew with  rm -rf {shell_quoted(self.path)}",
             ) from None
-        try:
-            return os.read(fd, 4096).decode("utf-8", "replace")
-        finally:
-            os.close(fd)
 
     def facts(self) -> dict[str, str]:
         """Return what the file FORMAT says: `layout`, `format`, `identifier`, and `python` where that counts."""

@@ -205,7 +205,10 @@ class DiskStore(MutableStore):
         """Yield where the entries in packs are, each once."""
         packs = self.packs.known
         for number, pack in enumerate(packs):
+            is_shadowed = pack.is_there() and pack.is_shadowed()
             for i in range(pack.count):
+                if is_shadowed and pack.is_dead(i):
+                    continue
                 if not any(later.find(pack.digest(i)) >= 0 for later in packs[:number]):
                     yield pack, i
 
@@ -226,8 +229,8 @@ class DiskStore(MutableStore):
         loose = list(self.loose.digests())
         self.packs.refresh()
         packs = self.packs.known
-        if len(packs) < 2:
-            packed = sum(pack.count for pack in packs)
+        if len(packs) == 1 and not packs[0].is_shadowed():
+            packed = packs[0].count
         else:
             packed = sum(1 for _ in self._packed())
         return packed + sum(1 for digest in loose if self.packs.find(digest) is None)
@@ -286,10 +289,13 @@ class DiskStore(MutableStore):
     def _set(self, digest: Digest, entry: Entry, same_key: Callable[[Part], bool] | None) -> None:
         with self._shared():
             self.packs.refresh()
-            for pack in self.packs.having(digest):
+            holding = self.packs.having(digest)
+            for pack in holding:
                 if not pack.is_shadowed():
-                    pack.shadow(self.durability)
+                    pack.shadow([digest], self.durability)
             self.loose.set(digest, entry, same_key)
+            for pack in holding:  # so that the old value never comes back, even if somebody removes the new one by hand
+                pack.shadow([digest], self.durability, dead=True)
 
     def delete(self, digest: Digest) -> bool:
         if not self.open():

@@ -24,7 +24,7 @@ from persistent_dict.stores.recency import FRESH, refresh, used_at
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Any, TypeVar
 
     from persistent_dict.stores.base import Digest
@@ -304,21 +304,20 @@ class LooseStore(MutableStore):
         """Return the digests of entries that are about to be published, and of those whose writers were killed."""
         return {name.partition("-")[0] for name in _fs.list_directory(self._staging) if "-" in name}
 
-    def set_apart(self, digests: list[Digest]) -> str:
-        """Move entries to a directory in the staging directory, for the caller to remove. Return that."""
-        trash = self._new_stage()
-        _fs.make_directory(trash, self._mode)
+    def set_apart(self, digests: Iterable[Digest]) -> list[str]:
+        """Move entries to the staging directory, for the caller to remove. Return where they are."""
+        trash = []
         for digest in digests:
-            _fs.rename_if_there(self.place(digest), f"{trash}/{digest}")
-        for shard in {digest[:2] for digest in digests}:
-            _fs.remove_if_empty(f"{self._entries}/{shard}")
+            place = self._new_stage()
+            if _fs.rename_if_there(self.place(digest), place):
+                trash.append(place)
+                _fs.remove_if_empty(os.path.dirname(self.place(digest)))
         return trash
 
-    def set_apart_all(self) -> str:
+    def set_apart_all(self) -> list[str]:
         """Move all entries away, as `set_apart` does."""
         trash = self._new_stage()
-        _fs.rename_if_there(self._entries, trash)
-        return trash
+        return [trash] if _fs.rename_if_there(self._entries, trash) else []
 
     # Writing
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from array import array
+from errno import EDQUOT, ENOSPC
 from hashlib import blake2b
 from zlib import crc32
 
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
     Progress = Callable[[int, int], object]
 
+_NO_ROOM = frozenset({EDQUOT, ENOSPC})
 _BATCH = 4 * 1024 * 1024  # bytes; written at once
 _LOOSE_BATCH = 500  # loose copies; removed while others wait
 
@@ -262,7 +264,7 @@ class Packing:
                 self._packs.refresh()
                 removed = [digest for digest in digests[begin : begin + _LOOSE_BATCH] if self._is_spare(digest, stamps)]
                 trash = self._loose.set_apart(removed)
-            _fs.remove_tree(trash)
+            _fs.remove_all(trash)
             total += len(removed)
         return total
 
@@ -302,15 +304,25 @@ class Packing:
     # Out of packs
 
     def remove(self, digests: set[Digest]) -> int:
-        """Remove entries, loose and packed. Return how many there were."""
+        """Remove entries, loose and packed. Return how many there were.
+
+        They are gone before their packs are written anew, so that this works on a full disk; the room is then given
+        back when there is some.
+        """
         with self._alone():
             self._packs.refresh()
             there = {digest for digest in digests if self.has(digest)}
-            for pack in self._packs.known:
-                if any(pack.find(digest) >= 0 for digest in there):
-                    self._rewrite(pack, there)
-            trash = self._loose.set_apart(list(digests))
-        _fs.remove_tree(trash)
+            holding = [pack for pack in self._packs.known if any(pack.find(digest) >= 0 for digest in digests)]
+            for pack in holding:
+                pack.shadow(digests, "durable", dead=True)
+            trash = self._loose.set_apart(digests)
+            try:
+                for pack in holding:
+                    self._rewrite(pack, digests)
+            except OSError as error:
+                if error.errno not in _NO_ROOM:
+                    raise
+        _fs.remove_all(trash)
         return len(there)
 
     def quarantine(self, digest: Digest, aside: str, *, unloadable: bool) -> str:
@@ -326,6 +338,7 @@ class Packing:
                 return lost[0][-1][1] if lost and lost[0] else ""
             pack, i, is_shadowed = found
             if is_shadowed and self._loose.stat(digest) is not None:
+                pack.shadow([digest], "durable", dead=True)  # what it overwrote may not come back
                 return self._loose.quarantine(digest, unloadable=unloadable)
             if not unloadable and self._is_readable(pack, i):
                 return ""
@@ -404,9 +417,9 @@ class Packing:
         """Remove everything."""
         with self._alone():
             self._packs.refresh()
+            self._retire(self._packs.known)  # first: what overwrote an entry may not go before that
             trash = self._loose.set_apart_all()
-            self._retire(self._packs.known)
-        _fs.remove_tree(trash)
+        _fs.remove_all(trash)
 
     # A pack for elsewhere
 
@@ -471,7 +484,7 @@ class Packing:
         """Remove packs whose entries are elsewhere, or to be removed."""
         for pack in packs:
             try:
-                pack.shadow("none")
+                pack.shadow([])
             except OSError:  # another user's: those who have it open notice a little later
                 pass
             _fs.remove_tree(pack.path)

@@ -4,9 +4,8 @@
 
 The header (64 bytes) is a line of text, zeros, the pack's sequence number (8 bytes; of two packs that have an entry the
 later one counts), and its mark: 8 random bytes that follow each entry, so that entries can be told from look-alikes
-inside of values when the index is damaged. Eight zeros in their place: an entry that was removed while the pack was
-written. Values begin at multiples of 64 bytes; value and key are as their loose
-files are (`framing`).
+inside of values when the index is damaged. Eight zeros in their place: an entry that was overwritten or removed.
+Values begin at multiples of 64 bytes; value and key are as their loose files are (`framing`).
 
 The index is a table by columns, sorted by digest, of little-endian numbers: `fanout` (256 of 4 bytes: how many digests
 begin with that byte or a lower one), then for each entry `digests` (20 bytes), `begins`, `value_sizes`, `key_sizes`
@@ -24,9 +23,10 @@ begin with that byte or a lower one), then for each entry `digests` (20 bytes), 
         68     4  CRC-32 of the bytes before
         72     8  magic: 8f 50 44 50 4b 0d 0a 1a
 
-A pack's name is a checksum of its index. It is never changed, but for this: before an entry in it is overwritten by a
-loose one, and before it is removed, a byte is appended. So its length tells how far it can be relied on: as it was
-written, it is the last word on its entries; longer, one has to look further.
+A pack's name is a checksum of its index. Only two things are ever changed in it: before an entry in it is overwritten
+by a loose one, and before it is removed, a byte is appended; afterwards such an entry's mark becomes zeros. So its
+length tells how far it can be relied on: as it was written, it is the last word on its entries; longer, one has to
+look further.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from persistent_dict.stores.recency import Usage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from typing import Any
 
     from persistent_dict.formats import Buffer
@@ -162,7 +162,7 @@ class Pack:
         self.size = status.st_size
         if not S_ISREG(status.st_mode):
             self._give_up("it is no regular file")
-            os.close(self.fd)
+            _fs.close_quietly(self.fd)
             self.fd = -1
         elif owners is not None and status.st_uid not in owners:
             self._give_up(f"it belongs to the user {status.st_uid}, not to you")
@@ -260,7 +260,7 @@ class Pack:
 
     def __del__(self) -> None:
         if self.fd >= 0:
-            os.close(self.fd)
+            _fs.close_quietly(self.fd)
 
     # Looking up
 
@@ -294,17 +294,28 @@ class Pack:
 
     def is_shadowed(self) -> bool:
         """Whether loose entries come first."""
-        return os.lseek(self.fd, 0, os.SEEK_END) != self.size
+        return self.fd >= 0 and os.lseek(self.fd, 0, os.SEEK_END) != self.size
 
-    def shadow(self, durability: str) -> None:
-        """Say that loose entries come first, to all who have it open."""
+    def shadow(self, digests: Iterable[Digest], durability: str = "none", *, dead: bool = False) -> None:
+        """Say to all who have it open that some entries may not be read from here without a look at the loose ones; or,
+        with `dead`, that they may not be read from here at all."""
         fd = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
             os.ftruncate(fd, self.size + 1)  # needs no room on a full disk
+            for i in map(self.find, digests) if dead else ():
+                if i >= 0:
+                    os.pwrite(fd, DEAD, self._mark_at(i))
             if durability in ("consistent", "durable"):
                 os.fsync(fd)
         finally:
             os.close(fd)
+
+    def is_dead(self, i: int) -> bool:
+        """Whether an entry was overwritten or removed."""
+        return os.pread(self.fd, MARK_SIZE, self._mark_at(i)) == DEAD
+
+    def _mark_at(self, i: int) -> int:
+        return int(self._begins[i] + self._value_sizes[i] + self._key_sizes[i])
 
     # Reading
 
@@ -422,7 +433,10 @@ class Pack:
     # Checking
 
     def intact(self) -> Iterator[bool]:
-        """Yield for each entry whether its bytes are as they were packed. Reads the pack from front to back."""
+        """Yield for each entry whether its bytes are as they were packed. Reads the pack from front to back, and all of
+        its index."""
+        for name in COLUMNS:
+            self.column(name)
         chunk, chunk_at = memoryview(b""), 0
         for begin, value_size, key_size, checksum in zip(
             self._begins, self._value_sizes, self._key_sizes, self.column("checksums"), strict=True
@@ -431,7 +445,8 @@ class Pack:
             at = begin - chunk_at
             if at < 0 or at + size > len(chunk):
                 chunk_at, at, chunk = begin, 0, memoryview(os.pread(self.fd, max(size, _CHUNK), begin))
-            yield crc32(chunk[at : at + size]) == checksum
+            mark_at = at + value_size + key_size
+            yield crc32(chunk[at : at + size]) == checksum or chunk[mark_at : mark_at + MARK_SIZE] == DEAD
 
     # An index that is damaged
 
@@ -527,9 +542,11 @@ class Packs:
             for pack in self.view[0]:
                 i = pack.find(digest)
                 if i >= 0:
-                    if pack.is_there():
-                        return pack, i, pack.is_shadowed()
-                    break
+                    if not pack.is_there():
+                        break
+                    is_shadowed = pack.is_shadowed()
+                    if not (is_shadowed and pack.is_dead(i)):
+                        return pack, i, is_shadowed
             else:
                 return None
             self.refresh(always=True)

@@ -10,6 +10,8 @@ import sys
 from array import array
 from time import time_ns
 
+from persistent_dict import _fs
+
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 FRESH = 3600.0  # seconds; a hit within this time of the last one is not noted
 
@@ -50,7 +52,7 @@ class Usage:
 
     def __del__(self) -> None:
         if self._fd >= 0:
-            os.close(self._fd)
+            _fs.close_quietly(self._fd)
 
     def at(self, i: int) -> float:
         """Return when entry `i` was last hit, 0.0 where that is not known."""
