@@ -219,3 +219,14 @@ class PersistentDict(ComputingDictionary["K", "V"], MutableMapping["K", "V"]):
 
     def __delitem__(self, key: K) -> None:
         self.remove(key)
+
+    def pop(self, key: K, *default: Any) -> Any:
+        """Remove the entry of `key` and return its value; if there is none, or another is faster, return `default`."""
+        try:
+            value = self.fetch(key)
+            self.remove(key)
+        except NoSuchEntryError:
+            if default:
+                return default[0]
+            raise
+        return value

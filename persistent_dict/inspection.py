@@ -210,10 +210,10 @@ class KeyReader:
 
 def _call(key: Any) -> tuple[str, str] | None:
     """Return the text of a memoized call, and the function; None where the key is something else."""
-    if type(key) is not tuple or len(key) < 4 or type(key[0]) is not str or ":" not in key[0]:
+    if type(key) is not tuple or len(key) < 4:
         return None
     name, version, code, names = key[:4]
-    if type(names) is not str or not isinstance(code, (str, type(None))):
+    if not all(type(part) is str for part in (name, code, names)) or not re.fullmatch("([0-9a-f]{32})?", code):
         return None
     parameters = names.split(", ") if names else []
     if len(parameters) != len(key) - 4:
@@ -386,7 +386,8 @@ def _checks(store: AnyStore) -> Iterator[tuple[InvalidEntryError | None, int]]:
     """Yield for each entry what is wrong with it, None if nothing is, and its bytes."""
     if isinstance(store, DiskStore):
         for digest in list(store.loose.digests()):
-            yield loose_problem(store, digest), store.loose.size(digest)
+            problem = loose_problem(store, digest)
+            yield problem, 0 if problem else store.loose.size(digest)
     for pack in packs_of(store):
         sizes = pack.column("value_sizes"), pack.column("key_sizes")
         for i, is_intact in enumerate(pack.intact()):

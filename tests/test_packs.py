@@ -128,7 +128,7 @@ def test_what_was_overwritten_never_comes_back(by, tmp_path):
     d = filled(PersistentDict, tmp_path, 3)
     pack_up(d)
     d["key", 2] = "new"
-    entry = Path(d.filename, "entries", *[part for part in Path(d.entry_path(("key", 2))).parts[-2:]])
+    entry = Path(d.filename, "entries", *Path(d.entry_path(("key", 2))).parts[-2:])
     if by == "hand":
         shutil.rmtree(entry)
     else:
