@@ -54,8 +54,9 @@ def find_container(argument: str) -> str:
     if os.sep in argument or os.path.lexists(argument):
         return os.path.abspath(argument)
     parent = _fs.default_container_dir()
-    names = [name for name in containers(parent) if os.path.basename(name) == quoted(argument)]
-    names += [name for name in containers(parent) if os.path.splitext(os.path.basename(name))[0] == quoted(argument)]
+    bases = {path: os.path.basename(path) for path in containers(parent)}
+    names = [path for path, base in bases.items() if base in (argument, quoted(argument))]
+    names += [path for path, base in bases.items() if os.path.splitext(base)[0] == quoted(argument)]
     if len(names) > 1:
         from sys import implementation
 
@@ -161,13 +162,13 @@ def _facts(store: AnyStore, info: EntryInfo, reader: KeyReader | None) -> EntryF
     digest = info.digest
     facts = EntryFacts(digest, store.place(digest), info.nbytes, info.disk_bytes, used_at=info.used_at)
     try:
+        if reader is not None:
+            facts.key, facts.function = reader.read(digest)
         found = where_in_pack(store, digest)
         if found is not None:
             facts.stored_at, facts.seconds = (found[0].column(name)[found[1]] for name in ("stored_at", "seconds"))
         elif isinstance(store, DiskStore):
             facts.stored_at, facts.seconds = store.loose.times(digest)
-        if reader is not None:
-            facts.key, facts.function = reader.read(digest)
     except InvalidEntryError as error:
         facts.problem = error.reason
     return facts
