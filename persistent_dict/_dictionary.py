@@ -250,7 +250,8 @@ class Dictionary(Placed, Mapping["K", "V"]):
             self._tell("miss", key)
             raise
         self._disk_hits += 1
-        self._tell("hit in the store", key)
+        if self._is_heard or _log.listener() is not None:
+            self._tell("hit in the store", key)
         return value, stored_key, part.seconds
 
     def _decode(self, part: Part, digest: Digest) -> Any:

@@ -119,7 +119,9 @@ class WriteOncePersistentDict(ComputingDictionary["K", "V"]):
             slot = (digest,)  # no key of a plain type equals a tuple
         found: tuple[V, K, float] | None = self._memory.get(slot)
         if found is None:
-            found = self._load(key, *((digest, proven) if digest else self._digest(key)))
+            if not digest:
+                digest, proven = self._digest(key)
+            found = self._load(key, digest, proven)
             self._memory.put(slot, found)
         elif proven or self._are_equal(found[1], key):
             self._memory_hits += 1

@@ -60,7 +60,7 @@ class PickleFormat:
         return self._dumps(value, 5, buffer_callback=keep_in_band), buffers
 
     def loads(self, stream: Buffer, buffers: Sequence[Buffer]) -> Any:
-        return self._loads(stream, buffers=buffers)
+        return self._loads(stream, buffers=buffers) if buffers else self._loads(stream)
 
     def dumps_key(self, key: Any) -> Buffer:
         return self._dumps(key, 5)

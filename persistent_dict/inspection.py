@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, field
+from operator import add
 from urllib.parse import unquote
 
 from persistent_dict import _fs
@@ -390,9 +391,9 @@ def _checks(store: AnyStore) -> Iterator[tuple[InvalidEntryError | None, int]]:
             problem = loose_problem(store, digest)
             yield problem, 0 if problem else store.loose.size(digest)
     for pack in packs_of(store):
-        sizes = pack.column("value_sizes"), pack.column("key_sizes")
-        for i, is_intact in enumerate(pack.intact()):
-            yield (None if is_intact else pack.problem_of(i) or pack.scratch_at(i)), sizes[0][i] + sizes[1][i]
+        sizes = map(add, pack.column("value_sizes"), pack.column("key_sizes"))
+        for i, (is_intact, size) in enumerate(zip(pack.intact(), sizes, strict=True)):
+            yield (None if is_intact else pack.problem_of(i) or pack.scratch_at(i)), size
 
 
 def loose_problem(store: DiskStore, digest: Digest) -> InvalidEntryError | None:

@@ -158,7 +158,7 @@ def _counting(packs: list[Pack], loose: list[Digest]) -> Iterator[tuple[Pack, se
 
 
 def _digests(pack: Pack) -> list[bytes]:
-    digests = pack.column("digests")
+    digests = bytes(pack.column("digests"))
     return [digests[at : at + 20] for at in range(0, len(digests), 20)]
 
 

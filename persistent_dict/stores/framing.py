@@ -40,11 +40,13 @@ if TYPE_CHECKING:
 KEY, VALUE = ord("K"), ord("V")
 FOOTER_SIZE = 96
 _FOOTER = Struct("<QQdd8s20s16sBBBBII8s")
+_PLAIN = Struct("<QQdd8s20sI20sI8s")  # the same, with all that is constant in a file without buffers as one field
 _TABLE_ITEM = Struct("<QQ16s")
 MAGIC = b"\x8fPDIC\r\n\x1a"
 _VERSION = 1
 _ALIGNMENT = 64
 _CRC_AT = 84
+_PLAIN_FACTS = {kind: bytes(12) + bytes([1, kind, _VERSION, 0]) + bytes(4) for kind in (KEY, VALUE)}
 
 
 class Damage(ValueError):
@@ -127,22 +129,17 @@ def unframe(blob: bytes, digest: Digest, kind: int) -> Part:
     """
     at = len(blob) - FOOTER_SIZE
     if at >= 0:  # the hot path: a stream without buffers, and every check in one expression
-        (
-            payload_size, stream_size, stored_at, seconds, nonce, footer_digest, checksum,
-            algorithm, footer_kind, version, flags, buffer_count, crc, magic,
-        ) = _FOOTER.unpack_from(blob, at)  # fmt: skip
+        payload_size, stream_size, stored_at, seconds, nonce, footer_digest, checksum, facts, crc, magic = (
+            _PLAIN.unpack_from(blob, at)
+        )
         stream = blob[:at]
         if (
             magic == MAGIC
             and crc == crc32(blob[at : at + _CRC_AT])
             and payload_size == stream_size == at
             and footer_digest.hex() == digest
-            and footer_kind == kind
-            and version == _VERSION
-            and algorithm == 1
-            and not flags
-            and not buffer_count
-            and checksum == crc32(stream).to_bytes(16, "little")
+            and facts == _PLAIN_FACTS[kind]
+            and checksum == crc32(stream)
         ):
             return Part(stream, (), nonce, stored_at, seconds)
     footer = Footer(blob, len(blob), digest, kind)  # says what is wrong

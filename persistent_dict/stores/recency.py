@@ -36,7 +36,7 @@ class Usage:
     """
 
     def __init__(self, path: str, count: int, mode: int) -> None:
-        self._hours = array("I", bytes(4 * count))
+        self.hours = array("I", bytes(4 * count))
         self._fd = -1
         try:
             self._fd = os.open(
@@ -46,9 +46,9 @@ class Usage:
         except OSError:  # read-only, or something else of that name
             return
         known += bytes(4 * count - len(known))
-        self._hours = array("I", known)
+        self.hours = array("I", known)
         if sys.byteorder == "big":
-            self._hours.byteswap()
+            self.hours.byteswap()
 
     def __del__(self) -> None:
         if self._fd >= 0:
@@ -56,13 +56,13 @@ class Usage:
 
     def at(self, i: int) -> float:
         """Return when entry `i` was last hit, 0.0 where that is not known."""
-        return self._hours[i] * FRESH
+        return self.hours[i] * FRESH
 
     def note(self, i: int, now: float) -> None:
         """Note that entry `i` is hit `now`, in seconds since the epoch."""
         hour = int(now / FRESH)
-        if self._hours[i] < hour:
-            self._hours[i] = hour
+        if self.hours[i] < hour:
+            self.hours[i] = hour
             if self._fd >= 0:
                 try:
                     os.pwrite(self._fd, hour.to_bytes(4, "little"), 4 * i)
