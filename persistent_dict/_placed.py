@@ -8,8 +8,6 @@ from weakref import WeakValueDictionary
 from persistent_dict import _fs
 from persistent_dict.stores.container import container_path
 from persistent_dict.stores.disk import DiskStore
-from persistent_dict.stores.layered import LayeredStore
-from persistent_dict.stores.pack_file import PackFile
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,11 +50,15 @@ class Placed:
         self.filename = container_path(container_dir, self.identifier, self._format)
         self._store = DiskStore(self.filename, self._format.name, self.identifier, **self._options)
         if self._over:
+            from persistent_dict.stores.layered import LayeredStore
+
             self._store = LayeredStore(self._store, [self._below(item) for item in self._over])
 
     def _below(self, item: Any) -> Reader:
         """Return the store of a read-only dictionary, or of a pack at a path."""
         if isinstance(item, (str, os.PathLike)):
+            from persistent_dict.stores.pack_file import PackFile
+
             options = {name: self._options.get(name, False) for name in ("mmap", "trusted")}
             return PackFile(os.fspath(item), self._format.name, self.identifier, **options)
         store: Reader = getattr(item, "_store", item)

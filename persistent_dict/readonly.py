@@ -7,7 +7,6 @@ import os
 from persistent_dict.dicts import WriteOncePersistentDict
 from persistent_dict.errors import ContainerError
 from persistent_dict.formats import find_format
-from persistent_dict.stores.pack_file import PackFile
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,6 +51,8 @@ def open_readonly(
     a dictionary of its own place.
     """
     from urllib.parse import unquote
+
+    from persistent_dict.stores.pack_file import PackFile
 
     made_with = None if format is None else find_format(format)
     wanted = None if made_with is None else made_with.name

@@ -16,7 +16,6 @@ from persistent_dict.errors import InvalidEntryError
 from persistent_dict.stores.base import MutableStore
 from persistent_dict.stores.container import Container
 from persistent_dict.stores.loose import DURABILITIES, LooseStore
-from persistent_dict.stores.packing import Packing
 from persistent_dict.stores.packs import Pack, Packs
 
 TYPE_CHECKING = False
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 
     from persistent_dict.stores.base import Digest, Entry, EntryInfo, Part
     from persistent_dict.stores.limits import Limits
+    from persistent_dict.stores.packing import Packing
 
     T = TypeVar("T")
 
@@ -109,7 +109,13 @@ class DiskStore(MutableStore):
             checksum=checksum,
         )
         self.packs = Packs(f"{self.path}/packs", self.path, owners, mmap, mode)
-        self.packing = Packing(self.path, self.loose, self.packs, mode, self.container.about)
+
+    @property
+    def packing(self) -> Packing:
+        """What moves entries between loose files and packs."""
+        from persistent_dict.stores.packing import Packing  # here: few programs ever do
+
+        return Packing(self.path, self.loose, self.packs, self._mode, self.container.about)
 
     def open(self) -> bool:
         """Check the container, once. False: there is none yet."""
