@@ -224,14 +224,6 @@ def discard(path: str) -> None:
         return
 
 
-def remove_if_empty(path: str) -> None:
-    """Remove a directory that has nothing in it; leave any other."""
-    try:
-        os.rmdir(path)
-    except OSError:  # not empty, not there, not ours
-        return
-
-
 def is_directory(path: str) -> bool:
     """Whether a real directory, no link, stands there. Errors other than "not there" come through."""
     try:

@@ -13,6 +13,7 @@ import os
 import time
 from errno import EBUSY
 from functools import partial
+from itertools import groupby
 from stat import S_ISREG
 
 from persistent_dict import _fs
@@ -307,11 +308,14 @@ class LooseStore(MutableStore):
     def set_apart(self, digests: Iterable[Digest]) -> list[str]:
         """Move entries to the staging directory, for the caller to remove. Return where they are."""
         trash = []
-        for digest in digests:
-            place = self._new_stage()
-            if _fs.rename_if_there(self.place(digest), place):
-                trash.append(place)
-                _fs.remove_if_empty(os.path.dirname(self.place(digest)))
+        busy = {digest[:2] for digest in self.staged()}  # first: whoever is not among them has published, or will look
+        for shard, members in groupby(sorted(digests), key=lambda digest: digest[:2]):
+            path, names = f"{self._entries}/{shard}", [digest[2:] for digest in members]
+            is_whole = shard not in busy and set(names).issuperset(_fs.list_directory(path))
+            for source in [path] if is_whole else [f"{path}/{name}" for name in names]:
+                place = self._new_stage()
+                if _fs.rename_if_there(source, place):
+                    trash.append(place)
         return trash
 
     def set_apart_all(self) -> list[str]:

@@ -12,6 +12,7 @@ import os
 from array import array
 from errno import EDQUOT, ENOSPC
 from hashlib import blake2b
+from itertools import groupby
 from zlib import crc32
 
 from persistent_dict import _fs
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
 
 _NO_ROOM = frozenset({EDQUOT, ENOSPC})
 _BATCH = 4 * 1024 * 1024  # bytes; written at once
-_LOOSE_BATCH = 500  # loose copies; removed while others wait
 
 
 class PackWriter:
@@ -258,11 +258,11 @@ class Packing:
     def _remove_loose(self, stamps: dict[Digest, object]) -> int:
         """Remove loose entries that are in a pack: whose stamp is the one given, or which are never looked at. Return
         how many."""
-        digests, total = list(stamps), 0
-        for begin in range(0, len(digests), _LOOSE_BATCH):
+        total = 0
+        for _, shard in groupby(sorted(stamps), key=lambda digest: digest[:2]):  # others wait for one at a time
             with self._alone():
                 self._packs.refresh()
-                removed = [digest for digest in digests[begin : begin + _LOOSE_BATCH] if self._is_spare(digest, stamps)]
+                removed = [digest for digest in shard if self._is_spare(digest, stamps)]
                 trash = self._loose.set_apart(removed)
             _fs.remove_all(trash)
             total += len(removed)
