@@ -1,6 +1,6 @@
 """A page that shows what fills a container: one HTML file, which loads nothing and runs nothing.
 
-Whatever comes from keys, paths and reasons passes `_text`; a Content-Security-Policy forbids what would be missed there.
+Whatever comes from keys, paths and reasons passes `_text`; a Content-Security-Policy forbids what would be missed.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ pre { margin: 0 0 .75rem; padding: .6rem .8rem; border: 1px solid var(--line); b
 .tiles .value { order: 2; font-size: 1.6rem; font-weight: 600; line-height: 1.35; overflow-wrap: normal; }
 .tiles .note { order: 3; font-size: .8125rem; line-height: 1.4; color: var(--faint); }
 .bad { color: var(--bad); } .good { color: var(--good); }
-.two { display: grid; grid-template-columns: 1fr 1fr; gap: 0 3rem; }
+.two { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); gap: 0 3rem; }
 table { width: 100%; border-collapse: collapse; font-size: .9375rem; }
 caption { padding: 0 0 .5rem; text-align: left; font-size: .875rem; }
 th, td { padding: .4rem 0 .4rem 1.25rem; border-bottom: 1px solid var(--line); text-align: left; font-weight: 400;
@@ -70,16 +70,17 @@ thead th { padding-bottom: .3rem; font-size: .8125rem; white-space: nowrap; }
 td, thead th + th { text-align: right; white-space: nowrap; }
 .measure { display: flex; align-items: center; gap: .75rem; }
 .measure span { flex: none; min-width: 4.6rem; text-align: right; }
-.bar { flex: 1; min-width: 3rem; height: .5rem; border-radius: 2px; overflow: hidden; }
+.bar { flex: 1 1 0; width: 0; min-width: 3rem; height: .5rem; border-radius: 2px; overflow: hidden; }
 .whole { display: block; width: 100%; height: .75rem; margin: 0 0 .75rem; border-radius: 3px; }
-.track { fill: var(--track); } .bytes { fill: var(--bytes); } .time { fill: var(--time); } .count { fill: var(--count); }
-.functions td + td, .shares td { width: 30%; }
+.track { fill: var(--track); } .bytes { fill: var(--bytes); } .time { fill: var(--time); }
+.count { fill: var(--count); }
+@media (min-width: 44rem) { .functions th:first-child { width: 34%; } .functions td + td { width: 27%; } }
 .functions thead th + th + th { padding-left: 1.25rem; text-align: left; }
-.shares { font-size: .9375rem; } .shares th { white-space: nowrap; } .shares td { width: 65%; }
+.shares { font-size: .9375rem; } .shares th { white-space: nowrap; } .shares td { width: 60%; }
 .problems { margin: 0; padding: 0; list-style: none; }
 .problems li { padding: .7rem 0 .75rem; border-top: 1px solid var(--line); }
 .problems p { margin: 0 0 .25rem; } .problems dl { margin: 0; font-size: .9375rem; }
-.problems dt { float: left; clear: left; width: 5rem; color: var(--faint); } .problems dd { margin: 0 0 .15rem 5rem; }
+.problems dt { float: left; clear: left; width: 6rem; color: var(--faint); } .problems dd { margin: 0 0 .15rem 6rem; }
 footer { margin-top: 3rem; padding-top: 1rem; border-top: 1px solid var(--line); font-size: .875rem;
   color: var(--faint); }
 .hidden { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
@@ -100,7 +101,8 @@ footer { margin-top: 3rem; padding-top: 1rem; border-top: 1px solid var(--line);
   .problems dt { float: none; width: auto; } .problems dd { margin-left: 0; }
 }
 @media print { body { max-width: none; padding: 0; font-size: 10pt; } section { margin-top: 1.5rem; }
-  h2, caption { break-after: avoid; } tr, li, .tiles, .two > div { break-inside: avoid; } thead { display: table-row-group; } }
+  h2, caption { break-after: avoid; } tr, li, .tiles, .two > div { break-inside: avoid; }
+  thead { display: table-row-group; } }
 """
 
 
@@ -177,7 +179,7 @@ def _tiles(found: Stats, problems: list[InvalidEntryError]) -> str:
         ("Entries", f"{found.entries:,}", f"{found.loose:,} loose, {found.packed:,} packed"),
         ("On disk, about", as_size(found.disk_bytes), f"{as_size(found.nbytes)} of data"),
         ("Computing kept", as_duration(found.seconds), f"{as_duration(each)} an entry" if each else "not measured"),
-        ("Damaged", damaged, "see below for what mends it" if problems else "every byte was checked"),
+        ("Damaged", damaged, "what mends it is below" if problems else "every byte was checked"),
     ]
     parts = (
         f'<div><dt>{what}</dt><dd class="value">{value}</dd><dd class="note">{note}</dd></div>\n'
@@ -206,9 +208,7 @@ def _section(title: str, *parts: str, name: str = "") -> str:
 def _problems(store: AnyStore, problems: list[InvalidEntryError]) -> str:
     if not problems:
         return ""
-    cure = "<p>An exported pack is not mended: export it again from its container.</p>\n"
-    if isinstance(store, DiskStore):
-        cure = f"<p>This sets all of it aside, to be computed again when it is asked for:</p>\n{_command('repair', store)}"
+    cure = "<p>This sets all of it aside, to be computed again when it is asked for:</p>\n" + _command("repair", store)
     items = "".join(map(_problem, problems[:_PROBLEMS]))
     rest = len(problems) - _PROBLEMS
     more = f"<p>And {rest:,} more: <code>persistent-dict verify</code> tells of all.</p>\n" if rest > 0 else ""
@@ -358,13 +358,16 @@ def _table(kind: str, caption: str, heads: Sequence[str], rows: Iterable[Sequenc
     head = "".join(f'<th role="columnheader" scope="col">{head}</th>' for head in heads)
     lines = (
         f'<tr role="row"><th role="rowheader" scope="row">{first}</th>'
-        + "".join(f'<td role="cell" data-head="{head}">{cell}</td>' for head, cell in zip(heads[1:], cells, strict=True))
+        + "".join(
+            f'<td role="cell" data-head="{head}">{cell}</td>' for head, cell in zip(heads[1:], cells, strict=True)
+        )
         + "</tr>\n"
         for first, *cells in rows
     )
     return (
         f'<table class="{kind}" role="table">\n<caption>{caption}</caption>\n'
-        f'<thead role="rowgroup"><tr role="row">{head}</tr></thead>\n<tbody role="rowgroup">\n{"".join(lines)}</tbody>\n'
+        f'<thead role="rowgroup"><tr role="row">{head}</tr></thead>\n'
+        f'<tbody role="rowgroup">\n{"".join(lines)}</tbody>\n'
         "</table>\n"
     )
 

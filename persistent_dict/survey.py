@@ -185,14 +185,15 @@ def _functions(store: AnyStore, sample: Iterable[Digest], scale: float) -> list[
     for digest in sample:
         try:
             function = reader.read(digest)[1]
+            facts = store.stat(digest) if function else None
+            seconds = _seconds(store, digest) if function else 0.0
         except InvalidEntryError:
             continue
-        facts = store.stat(digest) if function else None
         if facts is not None:
             share = shares.setdefault(function, FunctionShare(function, 0, 0, 0.0))
             share.entries += 1
             share.nbytes += facts.nbytes
-            share.seconds += _seconds(store, digest)
+            share.seconds += seconds
     for share in shares.values():
         share.entries, share.nbytes = round(share.entries * scale), round(share.nbytes * scale)
         share.seconds *= scale
