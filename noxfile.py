@@ -26,8 +26,8 @@ def tests(session: nox.Session) -> None:
 @nox.session(python=PYTHONS)
 def bare(session: nox.Session) -> None:
     """With what the package itself needs."""
-    session.install("-e", ".", "pytest", "hypothesis")
-    session.run("pytest", "-q", *session.posargs)
+    session.install("-e", ".", "pytest", "pytest-xdist", "hypothesis")
+    session.run("pytest", "-q", "-n", "2", *session.posargs)
 
 
 @nox.session(python="3.11")

@@ -94,6 +94,7 @@ def run(action, d, exported):
     exec(f"{SCENARIO}\n{ACTIONS[action][0]}", names)
 
 
+@pytest.mark.storm
 @pytest.mark.parametrize("action", ACTIONS)
 @pytest.mark.parametrize("code", ["EIO", "ENOSPC"])
 def test_an_error_at_any_call_loses_nothing(code, action, origin, tmp_path, monkeypatch):
