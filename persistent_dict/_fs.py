@@ -304,9 +304,11 @@ def distrust(path: str, mode: int) -> tuple[str, str]:
     shared = bool(mode & 0o020)
     if status.st_uid not in owners and not (shared and status.st_gid in {os.getegid(), *os.getgroups()}):
         return f"it belongs to the user {status.st_uid}, not to you", f"chown {os.geteuid()} {shell_quoted(path)}"
-    for bit, who in ((0o020, "its group"), (0o002, "everybody")):
+    for bit, who in ((0o002, "everybody"), (0o020, "its group")):
         if status.st_mode & bit and not mode & bit:
-            return f"{who} may write to it (mode {status.st_mode & 0o777:o})", f"chmod go-w {shell_quoted(path)}"
+            recursive = "-R " if stat.S_ISDIR(status.st_mode) else ""
+            command = f"chmod {recursive}go-w {shell_quoted(path)}"
+            return f"{who} may write to it (mode {status.st_mode & 0o777:o})", command
     for link in _links_on_the_way(path):
         if os.lstat(link).st_uid not in owners:
             return f"the link {link} on the way to it belongs to the user {os.lstat(link).st_uid}", ""

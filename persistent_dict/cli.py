@@ -10,12 +10,11 @@ import argparse
 import os
 import re
 import sys
-from urllib.parse import unquote
 
 from persistent_dict import __version__, _commands, _fs, demo
 from persistent_dict._terminal import say
 from persistent_dict.errors import PersistentDictError
-from persistent_dict.inspection import containers
+from persistent_dict.inspection import identifiers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -242,8 +241,7 @@ def _time(text: str) -> float:
 
 
 def _known_containers(**_: object) -> list[str]:
-    paths = containers(_fs.default_container_dir())
-    return sorted({unquote(os.path.basename(path).rpartition(".")[0] or os.path.basename(path)) for path in paths})
+    return identifiers(_fs.default_container_dir())
 
 
 def _complete(parser: argparse.ArgumentParser) -> None:

@@ -222,7 +222,7 @@ class UntrustedContainerError(ContainerError):
             lines.append(f"  If the place is yours and its contents are, too:  {self.command}")
         lines += [
             "  If a group is meant to share the container: open it with mode=0o770.",
-            "  If everybody who can write there is to be trusted: open it with trusted=True.",
+            "  If everybody who can write there is to be trusted: open it with trusted=True (commands: --trusted).",
         ]
         return "\n".join(lines)
 
@@ -245,5 +245,7 @@ class CorruptEntryWarning(UserWarning):
 
 def python_command() -> str:
     """Return the command that starts this Python, for a shell."""
-    name = os.path.basename(sys.executable or "")
-    return "python" if name == "python" or not sys.executable else shell_quoted(sys.executable)
+    from shutil import which
+
+    is_found = os.path.basename(sys.executable or "") == "python" and which("python") == sys.executable
+    return "python" if is_found or not sys.executable else shell_quoted(sys.executable)

@@ -16,7 +16,7 @@ from persistent_dict import _fs
 from persistent_dict._inert import described, type_name
 from persistent_dict.errors import ContainerError, InvalidEntryError, shown
 from persistent_dict.formats import find_format
-from persistent_dict.stores.container import parsed, quoted
+from persistent_dict.stores.container import Container, container_name, parsed
 from persistent_dict.stores.disk import DiskStore
 from persistent_dict.stores.pack_file import PackFile
 
@@ -52,29 +52,57 @@ def find_container(argument: str) -> str:
     ContainerError
         There is none, or there are several.
     """
-    if os.sep in argument or os.path.lexists(argument):
-        return os.path.abspath(argument)
     parent = _fs.default_container_dir()
-    bases = {path: os.path.basename(path) for path in containers(parent)}
-    names = [path for path, base in bases.items() if base in (argument, quoted(argument))]
-    names += [path for path, base in bases.items() if os.path.splitext(base)[0] == quoted(argument)]
+    names = _named(parent, argument)
     if len(names) > 1:
         from sys import implementation
 
-        ours = [name for name in names if name.endswith(f".{implementation.cache_tag}")]
-        if len(ours) != 1:
-            raise ContainerError(parent, f"there are several of that name, give the path of one: {', '.join(names)}")
-        return ours[0]
-    if not names:
-        others = ", ".join(unquote(os.path.basename(name)) for name in containers(parent)[:10]) or "none"
-        raise ContainerError(parent, f"there is no container of the name {argument!r} here. There are: {others}")
-    return names[0]
+        names = [path for path in names if path.endswith(f".{implementation.cache_tag}")] or names
+    if len(names) > 1:
+        raise ContainerError(parent, f"there are several of that name, give the path of one: {', '.join(names)}")
+    if names:
+        return names[0]
+    if os.path.lexists(argument):
+        return os.path.abspath(argument)
+    others = ", ".join(repr(identifier) for identifier in identifiers(parent)[:10]) or "none"
+    raise ContainerError(
+        parent, f"there is no container of the name {argument!r} here, and no such path. Here are: {others}"
+    )
+
+
+def _named(parent: str, argument: str) -> list[str]:
+    """Return the paths of the containers of an identifier, or of the name of a directory."""
+    if os.path.isabs(argument) or argument.startswith("."):
+        return []
+    found = []
+    for path in containers(parent):
+        base = os.path.basename(path)
+        if base == argument or (argument and base in _possible_names(argument, path)):
+            found.append(path)
+    return found
+
+
+def _possible_names(identifier: str, path: str) -> list[str]:
+    """Return what the container of an identifier is called, without a Python's tag and with the one that a path has."""
+    tag = re.search(r"\.((?:cpython|pypy|graalpy)[-0-9a-z]*)$", path)
+    return [container_name(identifier, python) for python in (["", tag[1]] if tag else [""])]
+
+
+def identifiers(parent: str) -> list[str]:
+    """Return the identifiers of the dictionaries whose containers are in a directory."""
+    found = set()
+    for path in containers(parent):
+        try:
+            found.add(unquote(Container(path, None, None, trusted=True, mode=0o700).facts().get("identifier", "")))
+        except (OSError, ContainerError):
+            continue
+    return sorted(found - {""})
 
 
 def containers(parent: str) -> list[str]:
     """Return the paths of the containers in a directory."""
     paths = [f"{parent}/{name}" for name in _fs.list_directory(parent) if not name.startswith(".")]
-    return [path for path in paths if os.path.isfile(f"{path}/FORMAT")]
+    return [path for path in paths if os.path.isfile(f"{path}/FORMAT") or os.path.isdir(f"{path}/entries")]
 
 
 def open_store(path: str, *, trusted: bool = False) -> AnyStore:
@@ -172,6 +200,9 @@ def _facts(store: AnyStore, info: EntryInfo, reader: KeyReader | None) -> EntryF
             facts.stored_at, facts.seconds = store.loose.times(digest)
     except InvalidEntryError as error:
         facts.problem = error.reason
+    except OSError as error:
+        facts.problem = f"it cannot be read: {error}"
+    facts.stored_at = facts.stored_at or facts.used_at
     return facts
 
 
@@ -376,10 +407,7 @@ def verify(store: AnyStore, progress: Progress = nothing) -> Verification:
             found.problems.append(problem)
         if not found.checked % 256:
             progress(found.checked, max(total, found.checked))
-    for pack in packs_of(store):
-        if pack.problem:
-            reason = f"the pack is damaged: {pack.problem}; {pack.count} entries in it can be read"
-            found.problems.append(InvalidEntryError(pack.path, reason, "", store.path))
+    found.problems += [pack.error() for pack in packs_of(store) if pack.problem]
     progress(found.checked, found.checked)
     return found
 
@@ -388,12 +416,17 @@ def _checks(store: AnyStore) -> Iterator[tuple[InvalidEntryError | None, int]]:
     """Yield for each entry what is wrong with it, None if nothing is, and its bytes."""
     if isinstance(store, DiskStore):
         for digest in list(store.loose.digests()):
-            problem = loose_problem(store, digest)
+            try:
+                problem = loose_problem(store, digest)
+            except OSError as error:
+                problem = InvalidEntryError(store.loose.place(digest), f"it cannot be read: {error}", "", store.path)
             yield problem, 0 if problem else store.loose.size(digest)
     for pack in packs_of(store):
         sizes = map(add, pack.column("value_sizes"), pack.column("key_sizes"))
+        living = set(pack.living())
         for i, (is_intact, size) in enumerate(zip(pack.intact(), sizes, strict=True)):
-            yield (None if is_intact else pack.problem_of(i) or pack.scratch_at(i)), size
+            if i in living:
+                yield (None if is_intact else pack.problem_of(i) or pack.scratch_at(i)), size
 
 
 def loose_problem(store: DiskStore, digest: Digest) -> InvalidEntryError | None:
@@ -404,6 +437,4 @@ def loose_problem(store: DiskStore, digest: Digest) -> InvalidEntryError | None:
             return InvalidEntryError(place, "its directory has no value file", place, store.path)
     except InvalidEntryError as error:
         return error
-    except OSError as error:
-        return InvalidEntryError(place, f"it cannot be read: {error}", place, store.path)
     return None

@@ -13,6 +13,7 @@ from time import time
 from persistent_dict import _fs
 from persistent_dict.errors import ContainerError, InvalidEntryError
 from persistent_dict.inspection import about, loose_problem, nothing, open_store, packs_of
+from persistent_dict.stores.container import container_name
 from persistent_dict.stores.disk import DiskStore
 from persistent_dict.stores.pack_file import PackFile
 
@@ -61,7 +62,10 @@ def repair(store: AnyStore, progress: Progress = nothing) -> RepairReport:
         report.checked, report.set_aside = total, store.mend(progress)
         return report
     for digest in list(store.loose.digests()):
-        problem = loose_problem(store, digest)
+        try:
+            problem = loose_problem(store, digest)
+        except OSError:  # it may be well: verify tells of it
+            problem = None
         aside = store.quarantine(digest) if problem else ""
         if problem and aside:  # else it was removed or healed meanwhile
             report.set_aside.append((problem, aside))
@@ -110,7 +114,7 @@ def prune(store: DiskStore, limits: Limits, *, dry_run: bool = False, quarantine
     report = PruneReport(surplus, sum(info.disk_bytes for info in surplus), len(infos) - len(surplus))
     report.quarantined = len(old)
     if not dry_run:
-        store.delete_many(info.digest for info in surplus)
+        store.delete_unused(surplus)
         for path in old:
             _fs.remove_tree(path)
         report.swept = store.sweep()
@@ -143,8 +147,10 @@ def export(store: AnyStore, path: str, *, overwrite: bool = False, progress: Pro
         Something is at `path`.
     """
     path = os.path.abspath(path)
+    if os.path.isdir(path) or not os.path.isdir(os.path.dirname(path)):
+        raise NotADirectoryError(f"{path} cannot be a file: name one in a directory that is there")
     if not overwrite and os.path.lexists(path):
-        raise FileExistsError(f"{path} is there already: choose another name, or let it be overwritten")
+        raise FileExistsError(f"{path} is there already: choose another name, or let it be overwritten (--force)")
     return store.write_to(path, progress)
 
 
@@ -180,12 +186,17 @@ def import_pack(path: str, container: str = "", *, trusted: bool = False, progre
     """
     source = PackFile(path, trusted=trusted, any_python=True)
     known = about(source)
-    if not known["format"]:
-        raise ContainerError(path, "what it says about itself is lost, so it cannot be told where it belongs")
-    name = source.facts["identifier"] + (f".{known['python']}" if known["python"] else "")
-    container = container or os.path.join(_fs.default_container_dir(), name)
-    store = DiskStore(container, known["format"], known["identifier"], trusted=trusted)
-    if store.open() and about(store)["python"] != known["python"]:
+    store = DiskStore(container or ".", known["format"] or None, known["identifier"] or None, trusted=trusted)
+    if not container or not store.open():
+        if not (known["format"] and known["identifier"]):
+            problem = "what it says about itself is lost, so it cannot be told where it belongs: name a container"
+            raise ContainerError(path, problem)
+        name = container_name(known["identifier"], known["python"])
+        container = container or os.path.join(_fs.default_container_dir(), name)
+        if os.path.basename(os.path.abspath(container)) != name:
+            raise ContainerError(container, f"there is no container here; its dictionary looks for one named {name}")
+        store = DiskStore(container, known["format"], known["identifier"], trusted=trusted)
+    elif known["format"] and about(store)["python"] != known["python"]:
         raise ContainerError(container, f"it is for {about(store)['python']}, and the pack is for {known['python']}")
     added, damaged = store.take_in(source.pack, progress)
     return ImportReport(store.path, added, source.pack.count - added - len(damaged), damaged)

@@ -41,9 +41,8 @@ def open_readonly(
     Raises
     ------
     ContainerError
-        Another format, another Python's pickles; or (`UntrustedContainerError`) others may have written to the file.
-    InvalidEntryError
-        It is no pack, or damaged beyond use.
+        It is no pack; one of another format, or with another Python's pickles; or (`UntrustedContainerError`) others
+        may have written to the file.
 
     Notes
     -----
@@ -57,7 +56,7 @@ def open_readonly(
     made_with = None if format is None else find_format(format)
     wanted = None if made_with is None else made_with.name
     store = PackFile(os.fspath(path), wanted, mmap=mmap, trusted=trusted)
-    name = unquote(store.facts.get("format", "pickle"))
+    name = unquote(store.facts["format"])
     if made_with is None and name not in _NAMED:
         raise ContainerError(store.path, f"its values were written by {name}: pass that as format=")
     identifier = unquote(store.facts.get("identifier", "")) or os.path.basename(store.path)

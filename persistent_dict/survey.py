@@ -91,12 +91,15 @@ class _Facts:
 
     def add_loose(self, store: DiskStore, digest: Digest) -> int:
         """Add a loose entry. Return what it takes on disk."""
-        info = store.loose.info(digest)
+        try:
+            info = store.loose.info(digest)
+        except InvalidEntryError:
+            return 0
         if info is None:  # removed meanwhile
             return 0
         try:
             stored_at, seconds = store.loose.times(digest)
-        except InvalidEntryError:
+        except (InvalidEntryError, OSError):
             stored_at, seconds = info.used_at, 0.0
         self.sizes.append(info.nbytes)
         self.stored_at.append(stored_at)
@@ -119,11 +122,13 @@ def stats(store: AnyStore) -> Stats:
 
     Of packed entries the index alone is read, of loose ones their footers; keys are read of some thousands at most.
     """
-    known, facts, packs = about(store), _Facts(), packs_of(store)
-    found = Stats(store.path, known["identifier"], known["format"], known["python"], packs=len(packs))
-    loose: list[Digest] = []
+    known, facts, loose = about(store), _Facts(), list[str]()
     if isinstance(store, DiskStore):
-        loose = [digest for digest in store.loose.digests() if where_in_pack(store, digest) is None]
+        loose = list(store.loose.digests())  # before the packs: what moves meanwhile is then seen twice, not never
+    packs = packs_of(store)
+    found = Stats(store.path, known["identifier"], known["format"], known["python"], packs=len(packs))
+    if isinstance(store, DiskStore):
+        loose = [digest for digest in loose if where_in_pack(store, digest) is None]
         found.disk_bytes = sum(facts.add_loose(store, digest) for digest in loose)
         found.quarantined = len(_fs.list_directory(store.quarantine_path))
         found.staged = len(_fs.list_directory(f"{store.path}/tmp"))
@@ -151,6 +156,8 @@ def _counting(packs: list[Pack], loose: list[Digest]) -> Iterator[tuple[Pack, se
     """Yield the packs, each with the numbers of those of its entries that others come before."""
     for number, pack in enumerate(packs):
         left_out = {pack.find(digest) for digest in loose}
+        if pack.is_shadowed():
+            left_out.update(set(range(pack.count)).difference(pack.living()))
         for later in packs[:number]:
             if not set(_digests(pack)).isdisjoint(_digests(later)):
                 left_out.update(pack.find(later.digest(i)) for i in range(later.count))

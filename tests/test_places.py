@@ -119,7 +119,7 @@ def test_a_container_that_others_may_write_to_is_refused_before_anything_is_unpi
             use(again(d))
     assert not mark.exists()
     text = str(caught.value)
-    for words in ("trusted=True", "mode=0o770", "chmod go-w"):
+    for words in ("trusted=True", "mode=0o770", "chmod -R go-w"):
         assert words in text
     subprocess.run(["sh", "-c", caught.value.command], check=True)
     again(d)["k"]
@@ -448,7 +448,7 @@ def test_an_unknown_or_damaged_layout_says_what_to_do(text, tmp_path):
     file = Path(d.filename, "FORMAT")
     file.unlink() if text is None else file.write_text(text)
     for use in (lambda d: d["k"], lambda d: d.store("k", 1), lambda d: list(d)):
-        with pytest.raises(ContainerError, match="rm -rf"):
+        with pytest.raises(ContainerError, match="rm -rf|printf"):
             use(again(d))
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 from errno import EACCES, EISDIR, ENOENT
 from hashlib import blake2b
+from stat import S_ISDIR, S_ISLNK
 from sys import implementation
 
 from persistent_dict import _fs
@@ -61,20 +62,37 @@ class Container:
             return False
         reason, command = ("", "") if self._trusted else _fs.distrust(self.path, self._mode)
         for name in ("tmp", "entries", "packs"):
-            if not reason and os.path.islink(f"{self.path}/{name}"):
-                reason, command = f"{name} in it is a link", f"rm {shell_quoted(f'{self.path}/{name}')}"
+            reason, command = (reason, command) if reason else self._distrust(f"{self.path}/{name}")
         if reason:
             raise UntrustedContainerError(self.path, reason, command)
         self._check_format()
         self.is_open = True
         return True
 
+    def _distrust(self, path: str) -> tuple[str, str]:
+        """Say why a directory in the container may be somebody else's, and what mends that."""
+        name = os.path.basename(path)
+        try:
+            status = os.lstat(path)
+        except FileNotFoundError:
+            return "", ""
+        if S_ISLNK(status.st_mode):
+            return f"{name} in it is a link", f"rm {shell_quoted(path)}"
+        if not S_ISDIR(status.st_mode):
+            problem = f"something else stands where its directory {name} belongs; remove it:  rm {shell_quoted(path)}"
+            raise ContainerError(self.path, problem)
+        if status.st_mode & 0o022 & ~self._mode and not self._trusted:
+            return f"others may write to {name} in it", f"chmod -R go-w {shell_quoted(self.path)}"
+        return "", ""
+
     def _check_format(self) -> None:
         known = self.facts()
-        if known.get("layout") != _LAYOUT:
+        if "layout" not in known:
+            raise ContainerError(self.path, f"its file FORMAT is damaged. {self._way_out()}")
+        if known["layout"] != _LAYOUT:
             raise ContainerError(
                 self.path,
-                f"it has the layout {known.get('layout', 'of no version')}, and this version of persistent_dict knows "
+                f"it has the layout {known['layout']}, and this version of persistent_dict knows "
                 f"{_LAYOUT}: upgrade the package, or start anew with  rm -rf {shell_quoted(self.path)}",
             )
         for what, wanted in (("format", self._format_name), ("identifier", self._identifier)):
@@ -96,11 +114,18 @@ class Container:
         except OSError as error:
             if error.errno not in {ENOENT, EISDIR, EACCES, *_fs.FOREIGN}:
                 raise
-            raise ContainerError(
-                self.path,
-                "it has no readable file FORMAT: it is no container of this package, or damaged. If it is one, start "
-                f"anew with  rm -rf {shell_quoted(self.path)}",
-            ) from None
+            raise ContainerError(self.path, f"its file FORMAT cannot be read. {self._way_out()}") from None
+
+    def _way_out(self) -> str:
+        if not os.path.isdir(f"{self.path}/entries"):
+            return "This is no container of persistent_dict."
+        if self._format_name is None:
+            return "The program that uses the container tells how to mend it, when it opens it."
+        text = self._new_format().replace("\n", "\\n")
+        return (
+            "If it is the container of this dictionary, write the file anew:  "
+            f"printf {shell_quoted(text)} > {shell_quoted(self.path + '/FORMAT')}"
+        )
 
     def facts(self) -> dict[str, str]:
         """Return what the file FORMAT says: `layout`, `format`, `identifier`, and `python` where that counts."""
@@ -145,13 +170,18 @@ def container_path(container_dir: str, identifier: str, format: Format) -> str: 
 
     Its name carries the Python version where the format's bytes may not survive another.
     """
+    return os.path.join(container_dir, container_name(identifier, "" if format.portable else implementation.cache_tag))
+
+
+def container_name(identifier: str, python: str) -> str:
+    """Return the name of a container's directory; `python`: the tag of the Python that its format needs, or ""."""
     if not isinstance(identifier, str) or not identifier:
         raise ValueError(f"an identifier is a str of at least one character, not {identifier!r}")
     name = quoted(identifier)
     if len(name) > _MAX_NAME:
         mark = blake2b(identifier.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
         name = f"{name[: _MAX_NAME - 17]}-{mark}"
-    return os.path.join(container_dir, name if format.portable else f"{name}.{implementation.cache_tag}")
+    return f"{name}.{quoted(python)}" if python else name
 
 
 def quoted(text: str) -> str:

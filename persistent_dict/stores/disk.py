@@ -13,7 +13,7 @@ from sys import implementation
 
 from persistent_dict import _fs, _log
 from persistent_dict.errors import InvalidEntryError
-from persistent_dict.stores.base import MutableStore
+from persistent_dict.stores.base import EntryInfo, MutableStore
 from persistent_dict.stores.container import Container
 from persistent_dict.stores.loose import DURABILITIES, LooseStore
 from persistent_dict.stores.packs import Pack, Packs
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import Any, TypeVar
 
-    from persistent_dict.stores.base import Digest, Entry, EntryInfo, Part
+    from persistent_dict.stores.base import Digest, Entry, Part
     from persistent_dict.stores.limits import Limits
     from persistent_dict.stores.packing import Packing
 
@@ -115,7 +115,11 @@ class DiskStore(MutableStore):
         """What moves entries between loose files and packs."""
         from persistent_dict.stores.packing import Packing  # here: few programs ever do
 
-        return Packing(self.path, self.loose, self.packs, self._mode, self.container.about)
+        try:  # a group shares the container, whoever packs it
+            mode = os.stat(self.path).st_mode & 0o777
+        except FileNotFoundError:
+            mode = self._mode
+        return Packing(self.path, self.loose, self.packs, mode, self.container.about)
 
     def open(self) -> bool:
         """Check the container, once. False: there is none yet."""
@@ -192,54 +196,59 @@ class DiskStore(MutableStore):
             return found
 
     def scan(self) -> Iterator[EntryInfo]:
+        for digest, place in self._all():
+            info = place[0].info(place[1]) if place else self._info(digest)
+            if info is not None:
+                yield info
+
+    def _info(self, digest: Digest) -> EntryInfo | None:
+        try:
+            return self._found(digest, Pack.info, self.loose.info)
+        except InvalidEntryError:  # it is there, for whoever reads it to be told
+            return EntryInfo(digest, 0, None, settled=False)
+
+    def _all(self) -> Iterator[tuple[Digest, tuple[Pack, int] | None]]:
+        """Yield the digest of every entry, once, and where in a pack it is; None: it is loose, or takes a closer look.
+
+        What moves from one to the other meanwhile is not missed: loose entries are listed before the packs, and when
+        others are there at the end, all is gone through again for what was not seen.
+        """
         if not self.open():
             return
-        loose = list(self.loose.digests())  # first: an entry that is moved to a pack now is seen twice, not never
-        self.packs.refresh()
         seen: set[Digest] = set()
-        for digest in loose:
-            place = self.packs.find(digest)
-            info = self.loose.info(digest) if place is None or place[2] else None
-            if info is not None:
-                seen.add(digest)
-                yield info
-        for pack, i in self._packed():
-            if pack.digest(i) not in seen:
-                yield pack.info(i)
+        for _ in range(_LOOKS):
+            loose = list(self.loose.digests())
+            self.packs.refresh()
+            known = self.packs.known
+            is_plain = len(known) == 1 and not known[0].is_shadowed() and not seen
+            for digest in loose:
+                if digest not in seen and not (is_plain and known[0].find(digest) >= 0):
+                    seen.add(digest)
+                    yield digest, None
+            if is_plain:
+                yield from ((known[0].digest(i), (known[0], i)) for i in range(known[0].count))
+            for pack in () if is_plain else known:
+                for i in range(pack.count):
+                    digest = pack.digest(i)
+                    if digest not in seen and self._is_somewhere(digest):
+                        seen.add(digest)
+                        yield digest, None
+            self.packs.refresh()
+            if self.packs.known == known:
+                return
+            if is_plain:
+                seen.update(known[0].digest(i) for i in range(known[0].count))
 
-    def _packed(self) -> Iterator[tuple[Pack, int]]:
-        """Yield where the entries in packs are, each once."""
-        packs = self.packs.known
-        for number, pack in enumerate(packs):
-            is_shadowed = pack.is_there() and pack.is_shadowed()
-            for i in range(pack.count):
-                if is_shadowed and pack.is_dead(i):
-                    continue
-                if not any(later.find(pack.digest(i)) >= 0 for later in packs[:number]):
-                    yield pack, i
+    def _is_somewhere(self, digest: Digest) -> bool:
+        return self.packs.find(digest) is not None or self._info(digest) is not None
 
     def digests(self) -> Iterator[Digest]:
         """Yield the digests of all entries, also of loose ones without a value file."""
-        if not self.open():
-            return
-        loose = set(self.loose.digests())
-        self.packs.refresh()
-        yield from sorted(loose)
-        for pack, i in self._packed():
-            if pack.digest(i) not in loose:
-                yield pack.digest(i)
+        for digest, _ in self._all():
+            yield digest
 
     def __len__(self) -> int:
-        if not self.open():
-            return 0
-        loose = list(self.loose.digests())
-        self.packs.refresh()
-        packs = self.packs.known
-        if len(packs) == 1 and not packs[0].is_shadowed():
-            packed = packs[0].count
-        else:
-            packed = sum(1 for _ in self._packed())
-        return packed + sum(1 for digest in loose if self.packs.find(digest) is None)
+        return sum(1 for _ in self._all())
 
     def elsewhere(self, digest: Digest) -> list[str]:
         parent, name = os.path.split(self.path)
@@ -313,7 +322,14 @@ class DiskStore(MutableStore):
 
     def delete_many(self, digests: Iterable[Digest]) -> int:
         """Remove entries, those of one pack at once. Return how many there were."""
-        return self._in_container(lambda: self.packing.remove(set(digests))) if self.open() else 0
+        return self._remove(dict.fromkeys(digests))
+
+    def delete_unused(self, infos: Iterable[EntryInfo]) -> int:
+        """Remove entries, but those that were replaced or used since these were made. Return how many."""
+        return self._remove({info.digest: info.stamp for info in infos})
+
+    def _remove(self, chosen: dict[Digest, object]) -> int:
+        return self._in_container(lambda: self.packing.remove(chosen)) if chosen and self.open() else 0
 
     def quarantine(self, digest: Digest, *, unloadable: bool = False) -> str:
         if not self.open():
@@ -328,7 +344,7 @@ class DiskStore(MutableStore):
     def prune(self, limits: Limits) -> list[EntryInfo]:
         """Remove the entries that are used least recently, until the limits hold. Return them."""
         surplus = limits.surplus(self.scan())
-        self.delete_many(info.digest for info in surplus)
+        self.delete_unused(surplus)
         return surplus
 
     def _keep_within(self, limits: Limits, entry: Entry) -> None:
@@ -352,7 +368,7 @@ class DiskStore(MutableStore):
                     _fs.touch(f"{self.path}/locks/pruned", self._mode)
                     infos = list(self.scan())
                     if limits.surplus(infos):
-                        self.delete_many(info.digest for info in limits.share(0.9).surplus(infos))
+                        self.delete_unused(limits.share(0.9).surplus(infos))
                 finally:
                     lock.release()
         except OSError as error:

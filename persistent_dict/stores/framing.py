@@ -72,8 +72,8 @@ class Footer:
 
     def __init__(self, tail: Buffer, file_size: int, digest: Digest, kind: int) -> None:
         """Read the footer that ends `tail`, the last bytes of a file of `file_size` bytes."""
-        if file_size < FOOTER_SIZE:
-            raise Damage(_too_short(file_size))
+        if min(file_size, len(tail)) < FOOTER_SIZE:
+            raise Damage(_too_short(min(file_size, len(tail))))
         at = len(tail) - FOOTER_SIZE
         (
             self.payload_size, self.stream_size, self.stored_at, self.seconds, self.nonce, footer_digest, self.checksum,

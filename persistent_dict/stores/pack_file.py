@@ -7,7 +7,7 @@ from errno import EROFS
 from sys import implementation
 
 from persistent_dict import _fs
-from persistent_dict.errors import ContainerError, InvalidEntryError, UntrustedContainerError
+from persistent_dict.errors import ContainerError, InvalidEntryError, UntrustedContainerError, shell_quoted
 from persistent_dict.stores.base import Store
 from persistent_dict.stores.container import parsed, quoted
 from persistent_dict.stores.framing import Damage
@@ -35,19 +35,17 @@ class PackFile(Store):
     trusted : bool
         Read it whoever owns it and may write to it.
     any_python : bool
-        Read it also where this Python may not be able to load what another has pickled.
+        Read it whatever it was made with: for those who look at it without loading anything.
 
     Raises
     ------
     ContainerError
         It was made with another format or identifier, or by a Python whose pickles this one may not load; or
         (`UntrustedContainerError`) others may have written to it.
-    InvalidEntryError
-        It is no pack, or too damaged for any of that to be known. One of which parts can be read opens; what is
-        asked for and not among them raises this.
 
     Notes
     -----
+    One of which parts can be read opens; what is asked for and not among them is an `InvalidEntryError`.
     `add` and `delete` raise an `OSError` (EROFS).
     """
 
@@ -68,17 +66,26 @@ class PackFile(Store):
             raise UntrustedContainerError(self.path, reason, command)
         self.pack = Pack(os.path.realpath(self.path), container=self.path, mapped=mmap, mode=None)
         if not (self.pack.about or self.pack.count):
-            raise InvalidEntryError(self.path, f"this is no pack that can be read: {self.pack.problem}", "", "")
+            raise ContainerError(self.path, f"this is no pack that can be read: {self.pack.problem or 'it is empty'}")
         self.facts = parsed(self.pack.about)
-        self._check(format_name, identifier, "" if any_python else self.facts.get("python", ""))
+        if not any_python:
+            self._check(format_name, identifier)
 
-    def _check(self, format_name: str | None, identifier: str | None, python: str) -> None:
+    def _check(self, format_name: str | None, identifier: str | None) -> None:
+        if not self.facts.get("format"):
+            raise ContainerError(
+                self.path,
+                "what it says about itself is lost, so it cannot be told how to read it: add it to the container that "
+                f"it came from, with  persistent-dict import {shell_quoted(self.path)} CONTAINER",
+            )
         for what, wanted in (("format", format_name), ("identifier", identifier)):
             known = self.facts.get(what)
-            if known is not None and wanted is not None and known != quoted(wanted):
+            if wanted is not None and known != quoted(wanted):
                 raise ContainerError(
-                    self.path, f"it was made with the {what} {known!r}, and is opened with {quoted(wanted)!r}"
+                    self.path,
+                    f"it was made with the {what} {known!r}, and is opened with {quoted(wanted)!r}: they must be equal",
                 )
+        python = self.facts.get("python", "")
         if python and python != implementation.cache_tag:
             raise ContainerError(
                 self.path,
@@ -134,7 +141,7 @@ class PackFile(Store):
         file was put."""
         problems = [self.pack.problem_of(i) for i in range(self.pack.count)]
         found = [problem for problem in problems if problem]
-        found += [self.pack.incomplete()] if self.pack.problem else []
+        found += [self.pack.error()] if self.pack.problem else []
         if not found:
             return []
         kept = f"{self.path}.damaged-{os.urandom(4).hex()}"

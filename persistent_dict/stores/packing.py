@@ -21,7 +21,6 @@ from persistent_dict.stores.base import Member
 from persistent_dict.stores.framing import Damage, unframe_pair
 from persistent_dict.stores.packs import (
     COLUMNS,
-    DEAD,
     FOOTER,
     HEADER_SIZE,
     MARK_SIZE,
@@ -30,29 +29,32 @@ from persistent_dict.stores.packs import (
     extent,
     fanout_of,
     header,
+    inverted,
     to_bytes,
 )
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from typing import Any
 
     from persistent_dict.formats import Buffer
-    from persistent_dict.stores.base import Digest
+    from persistent_dict.stores.base import Digest, EntryInfo
     from persistent_dict.stores.loose import LooseStore
     from persistent_dict.stores.packs import Pack, Packs
 
     Progress = Callable[[int, int], object]
 
 _NO_ROOM = frozenset({EDQUOT, ENOSPC})
+_ALIVE = 0.75  # share of a pack's entries; it is written anew when fewer are left
+_SMALL_PACK = 4 * 1024 * 1024  # bytes; a smaller one is written anew at once
 _BATCH = 4 * 1024 * 1024  # bytes; written at once
 
 
 class PackWriter:
     """Writes a pack to a file that nobody looks at yet. Members come in the order of their digests."""
 
-    def __init__(self, path: str, mode: int, about: str) -> None:
+    def __init__(self, path: str, mode: int, about: str, *, exactly: bool = True) -> None:
         self._about = about.encode()
         self._mark = os.urandom(MARK_SIZE)
         self._digests: list[bytes] = []
@@ -62,6 +64,8 @@ class PackWriter:
         self._at = HEADER_SIZE
         self.path = path
         self._fd = _fs.create_file(path, mode)
+        if exactly and mode & 0o077:  # the umask has taken what the group was to have
+            os.fchmod(self._fd, mode & 0o666)
 
     def __enter__(self) -> PackWriter:
         return self
@@ -114,7 +118,7 @@ class PackWriter:
                 kept.append(i)
             else:  # what finds entries without the index must not find this one
                 begin, *sizes = (self._columns[name][i] for name in ("begins", "value_sizes", "key_sizes"))
-                os.pwrite(self._fd, DEAD, begin + sum(sizes))
+                os.pwrite(self._fd, inverted(self._mark), begin + sum(sizes))
         digests = b"".join(self._digests[i] for i in kept)
         index: dict[str, Any] = {"fanout": fanout_of(digests), "digests": digests}
         for name in COLUMNS:
@@ -185,13 +189,16 @@ class Packing:
         folded = self._to_fold(everything)
         sources: dict[Digest, tuple[Pack, int] | None] = {}
         for pack in reversed(folded):
-            sources.update((pack.digest(i), (pack, i)) for i in range(pack.count))
+            sources.update((pack.digest(i), (pack, i)) for i in pack.living())
         left_over: dict[Digest, object] = {}
         for digest in list(self._loose.digests()):
             found = self._packs.find(digest)
+            info = self._loose_info(digest)
+            if info is None:  # a directory without a value hides nothing
+                continue
             if found is not None and not found[2]:
                 left_over[digest] = None
-            elif self._loose.size(digest) <= max_entry:
+            elif info.nbytes <= max_entry:
                 sources[digest] = None
             else:  # large, and in place of what a pack has
                 sources.pop(digest, None)
@@ -199,6 +206,13 @@ class Packing:
         if None not in sources.values() and len(folded) < 2 and not any(pack.is_shadowed() for pack in folded):
             return 0, 0
         return self._move(sources, folded, progress)
+
+    def _loose_info(self, digest: Digest) -> EntryInfo | None:
+        """Return what is known of a loose entry, None where there is none, or something else."""
+        try:
+            return self._loose.info(digest)
+        except InvalidEntryError:
+            return None
 
     def _to_fold(self, everything: bool) -> list[Pack]:
         """Return the packs to be joined with what is loose, latest first: those with entries that were overwritten, and
@@ -245,13 +259,21 @@ class Packing:
                     return id(source[0]) in trusted or self._is_last_word(digest, *source)
 
                 count = self._publish(writer, is_current)
-                self._retire(folded)
+                self._retire([pack for pack in folded if self._is_replaced(pack)])
         self._remove_loose(moved)
         return count, len(moved)
 
+    def _is_replaced(self, pack: Pack) -> bool:
+        """Whether every entry of a pack is in a later one, or was overwritten by a loose one."""
+        later = [other for other in self._packs.known if other.sequence > pack.sequence]
+        return all(
+            any(other.find(pack.digest(i)) >= 0 for other in later) or self._loose_info(pack.digest(i)) is not None
+            for i in pack.living()
+        )
+
     def _is_last_word(self, digest: Digest, pack: Pack, i: int) -> bool:
         found = self._packs.find(digest)
-        if found is None or (found[2] and self._loose.stat(digest) is not None):
+        if found is None or (found[2] and self._loose_info(digest) is not None):
             return False
         return all(found[0].column(name)[found[1]] == pack.column(name)[i] for name in ("value_sizes", "stored_at"))
 
@@ -299,18 +321,18 @@ class Packing:
 
     def has(self, digest: Digest) -> bool:
         """Whether the container has the entry, as far as its packs are known."""
-        return self._packs.find(digest) is not None or self._loose.stat(digest) is not None
+        return self._packs.find(digest) is not None or self._loose_info(digest) is not None
 
     # Out of packs
 
-    def remove(self, digests: set[Digest]) -> int:
-        """Remove entries, loose and packed. Return how many there were.
+    def remove(self, chosen: Mapping[Digest, object]) -> int:
+        """Remove entries, loose and packed, whose stamp is still the one that is given, or not None. Return how many.
 
-        They are gone before their packs are written anew, so that this works on a full disk; the room is then given
-        back when there is some.
+        They are gone at once; their packs are written anew when enough in them is dead, and there is room for that.
         """
         with self._alone():
             self._packs.refresh()
+            digests = {digest for digest, stamp in chosen.items() if stamp is None or stamp == self._stamp(digest)}
             there = {digest for digest in digests if self.has(digest)}
             holding = [pack for pack in self._packs.known if any(pack.find(digest) >= 0 for digest in digests)]
             for pack in holding:
@@ -318,12 +340,20 @@ class Packing:
             trash = self._loose.set_apart(digests)
             try:
                 for pack in holding:
-                    self._rewrite(pack, digests)
+                    if len(pack.living()) <= pack.count * _ALIVE or pack.size < _SMALL_PACK:
+                        self._rewrite(pack, set())
             except OSError as error:
                 if error.errno not in _NO_ROOM:
                     raise
         _fs.remove_all(trash)
         return len(there)
+
+    def _stamp(self, digest: Digest) -> object:
+        found = self._packs.find(digest)
+        info = self._loose_info(digest) if found is None or found[2] else None
+        if info is None and found is not None:
+            info = found[0].info(found[1])
+        return info and info.stamp
 
     def quarantine(self, digest: Digest, aside: str, *, unloadable: bool) -> str:
         """Set a damaged entry aside, or the packs in which it may have been; with `unloadable`, one that is intact.
@@ -337,20 +367,23 @@ class Packing:
                 lost = [self._mend(pack, aside) for pack in self._packs.known if not pack.complete]
                 return lost[0][-1][1] if lost and lost[0] else ""
             pack, i, is_shadowed = found
+            holding = self._packs.having(digest)
             if is_shadowed and self._loose.stat(digest) is not None:
-                pack.shadow([digest], "durable", dead=True)  # what it overwrote may not come back
+                for other in holding:  # what it overwrote may not come back
+                    other.shadow([digest], "durable", dead=True)
                 return self._loose.quarantine(digest, unloadable=unloadable)
             if not unloadable and self._is_readable(pack, i):
                 return ""
             place = self._set_aside(pack, i, aside)
-            for other in self._packs.having(digest):
-                self._rewrite(other, {digest})
+            for other in holding:
+                other.shadow([digest], "durable", dead=True)
         return place
 
     def mend(self, pack: Pack, aside: str) -> list[tuple[InvalidEntryError, str]]:
         """Write a pack anew without what is damaged in it, if anything is. Return what that is, and where in the
         directory `aside` it was put; the pack itself, too, if its index is damaged."""
-        if not pack.problem and all(pack.intact()):
+        is_intact = all(pack.intact())  # also finds what is wrong with the index
+        if is_intact and not pack.problem:
             return []
         with self._alone():
             self._packs.refresh()
@@ -359,12 +392,12 @@ class Packing:
     def _mend(self, pack: Pack, aside: str) -> list[tuple[InvalidEntryError, str]]:
         if pack.fd >= 0 and not pack.is_there():  # somebody else has replaced it
             return []
-        problems = [pack.problem_of(i) for i in range(pack.count)]
-        found = [(problem, self._set_aside(pack, i, aside)) for i, problem in enumerate(problems) if problem]
+        problems = {i: problem for i in pack.living() if (problem := pack.problem_of(i)) is not None}
+        found = [(problem, self._set_aside(pack, i, aside)) for i, problem in problems.items()]
         kept = f"{aside}/{pack.name}-{os.urandom(4).hex()}.pack" if pack.problem else ""
         if kept:
-            found.append((pack.incomplete(), kept))
-        self._rewrite(pack, {pack.digest(i) for i, problem in enumerate(problems) if problem}, kept)
+            found.append((pack.error(), kept))
+        self._rewrite(pack, {pack.digest(i) for i in problems}, kept)
         return found
 
     def _set_aside(self, pack: Pack, i: int, aside: str) -> str:
@@ -372,11 +405,17 @@ class Packing:
         place = f"{aside}/{pack.digest(i)}-{os.urandom(4).hex()}"
         _fs.make_directory(aside, self._mode)
         _fs.make_directory(place, self._mode)
-        value, key, _ = pack.raw(i)
+        value, key = self._what_is_left(pack, i)
         _fs.write_file(f"{place}/value", [value], self._mode, "consistent")
         _fs.write_file(f"{place}/key", [key], self._mode, "consistent")
         _fs.sync_directory(aside)
         return place
+
+    def _what_is_left(self, pack: Pack, i: int) -> tuple[Buffer, Buffer]:
+        try:
+            return pack.raw(i)[:2]
+        except Damage:
+            return b"", b""
 
     def _is_readable(self, pack: Pack, i: int) -> bool:
         try:
@@ -388,26 +427,31 @@ class Packing:
     def _rewrite(self, pack: Pack, dropped: set[Digest], kept: str = "") -> None:
         """Replace a pack by one without some entries, and without those that were overwritten; or by none. With `kept`,
         the pack goes there."""
-        if pack.fd >= 0 and pack.is_shadowed():
-            dropped = dropped.union(self._loose.digests())
-        later = [other for other in self._packs.known if other.sequence > pack.sequence]
-        numbers = [
-            i
-            for i in range(pack.count)
-            if pack.digest(i) not in dropped and all(other.find(pack.digest(i)) < 0 for other in later)
-        ]
+        later = [other for other in self._packs.known if other.sequence >= pack.sequence and other is not pack]
+        is_shadowed = pack.is_shadowed()
+
+        def stays(i: int) -> bool:
+            digest = pack.digest(i)
+            return not (
+                digest in dropped
+                or (is_shadowed and self._loose_info(digest) is not None)
+                or any(other.find(digest) >= 0 for other in later)
+            )
+
+        numbers = [i for i in pack.living() if stays(i)]
         if numbers:
             with self._writer() as writer:
                 for i in numbers:
                     try:
                         writer.add(packed(pack, i))
                     except Damage:
-                        value, key, _ = pack.raw(i)
+                        value, key = self._what_is_left(pack, i)
                         used_at, stored_at = pack.used_at(i), pack.column("stored_at")[i]
                         member = Member(pack.digest(i), value, key, stored_at, pack.column("seconds")[i], used_at)
                         writer.add(member, is_damaged=True)
                 self._publish(writer, sequence=pack.sequence)
         if kept:
+            _tell(pack)  # while it bears its name
             _fs.make_directory(os.path.dirname(kept), self._mode)
             _fs.rename_if_there(pack.path, kept)
             _fs.sync_directory(os.path.dirname(kept))
@@ -425,10 +469,10 @@ class Packing:
 
     def write_to(self, path: str, progress: Progress) -> int:
         """Write all entries to a pack at `path`, in place of what is there. Return how many."""
+        digests = set(self._loose.digests())  # before the packs: what moves meanwhile is then seen twice, not never
         self._packs.refresh()
-        digests = set(self._loose.digests())
         for pack in self._packs.known:
-            digests.update(map(pack.digest, range(pack.count)))
+            digests.update(map(pack.digest, pack.living()))
         return write_pack(path, self._members(digests, progress), self._about())
 
     def _members(self, digests: set[Digest], progress: Progress) -> Iterator[Member]:
@@ -483,15 +527,20 @@ class Packing:
     def _retire(self, packs: Iterable[Pack]) -> None:
         """Remove packs whose entries are elsewhere, or to be removed."""
         for pack in packs:
-            try:
-                pack.shadow([])
-            except OSError:  # another user's: those who have it open notice a little later
-                pass
+            _tell(pack)
             _fs.remove_tree(pack.path)
             _fs.remove_tree(f"{self._packs.directory}/{pack.name}.used")
         if _fs.is_directory(self._packs.directory):
             _fs.sync_directory(self._packs.directory)
         self._packs.refresh(always=True)
+
+
+def _tell(pack: Pack) -> None:
+    """Say to those who have a pack open that it is replaced; where that is not allowed, they notice a little later."""
+    try:
+        pack.shadow()
+    except OSError:  # another user's, or no file
+        return
 
 
 def write_pack(path: str, members: Iterable[Member], about: str) -> int:
@@ -500,7 +549,7 @@ def write_pack(path: str, members: Iterable[Member], about: str) -> int:
     Others may read it, if the umask lets them.
     """
     directory, name = os.path.split(path)
-    with PackWriter(f"{directory}/.{name}.{os.urandom(8).hex()}", 0o644, about) as writer:
+    with PackWriter(f"{directory}/.{name}.{os.urandom(8).hex()}", 0o644, about, exactly=False) as writer:
         for member in members:
             writer.add(member)
         _, count = writer.finish(1)

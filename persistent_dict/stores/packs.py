@@ -4,7 +4,7 @@
 
 The header (64 bytes) is a line of text, zeros, the pack's sequence number (8 bytes; of two packs that have an entry the
 later one counts), and its mark: 8 random bytes that follow each entry, so that entries can be told from look-alikes
-inside of values when the index is damaged. Eight zeros in their place: an entry that was overwritten or removed.
+inside of values when the index is damaged. Its complement in their place: an entry that was overwritten or removed.
 Values begin at multiples of 64 bytes; value and key are as their loose files are (`framing`).
 
 The index is a table by columns, sorted by digest, of little-endian numbers: `fanout` (256 of 4 bytes: how many digests
@@ -24,7 +24,7 @@ begin with that byte or a lower one), then for each entry `digests` (20 bytes), 
         72     8  magic: 8f 50 44 50 4b 0d 0a 1a
 
 A pack's name is a checksum of its index. Only two things are ever changed in it: before an entry in it is overwritten
-by a loose one, and before it is removed, a byte is appended; afterwards such an entry's mark becomes zeros. So its
+by a loose one, and before it is removed, a byte is appended; afterwards such an entry's mark is inverted. So its
 length tells how far it can be relied on: as it was written, it is the last word on its entries; longer, one has to
 look further.
 """
@@ -35,6 +35,8 @@ import os
 import sys
 import time
 from array import array
+from errno import EBADF, ENOENT, ENOTDIR, ESTALE
+from operator import le
 from stat import S_ISREG
 from struct import Struct
 from zlib import crc32
@@ -48,7 +50,7 @@ from persistent_dict.stores.recency import FRESH, Usage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from typing import Any
 
     from persistent_dict.formats import Buffer
@@ -56,7 +58,6 @@ if TYPE_CHECKING:
 
 HEADER_SIZE = 64
 MARK_SIZE = 8
-DEAD = bytes(MARK_SIZE)
 FOOTER = Struct("<QQI9IIIII8s")
 PACK_MAGIC = b"\x8fPDPK\r\n\x1a"
 PACK_VERSION = 1
@@ -84,9 +85,18 @@ def header(sequence: int, mark: bytes) -> bytes:
     return _TITLE.ljust(_SEQUENCE_AT, b"\0") + sequence.to_bytes(8, "little") + mark
 
 
+def inverted(mark: bytes) -> bytes:
+    """Return what stands for a pack's mark behind an entry that is dead. Zeros could be an accident."""
+    return bytes(byte ^ 0xFF for byte in mark)
+
+
 def extent(value_size: int, key_size: int) -> int:
     """Return how many bytes an entry takes in a pack."""
     return -(-(value_size + key_size + MARK_SIZE) // 64) * 64
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def fanout_of(digests: bytes) -> Any:
@@ -147,6 +157,8 @@ class Pack:
         self._mode = mode
         self.fd = -1
         self._seen_at = 0.0
+        self._mark = b""
+        self._identity = (0, 0)
         self.problem, self.complete, self.about = "", True, ""
         self.count = self.size = self.sequence = self._columns_at = 0
         self._checksums: tuple[int, ...] = ()
@@ -160,7 +172,7 @@ class Pack:
             self._give_up("it is no regular file")
             return
         status = os.fstat(self.fd)
-        self.size = status.st_size
+        self.size, self._identity = status.st_size, _identity(status)
         if not S_ISREG(status.st_mode):
             self._give_up("it is no regular file")
             _fs.close_quietly(self.fd)
@@ -176,10 +188,14 @@ class Pack:
 
     def _open(self) -> None:
         first = os.pread(self.fd, HEADER_SIZE, 0)
-        self.sequence = int.from_bytes(first[_SEQUENCE_AT:-MARK_SIZE], "little")
+        self.sequence, self._mark = int.from_bytes(first[_SEQUENCE_AT:-MARK_SIZE], "little"), first[-MARK_SIZE:]
         try:
             self._read_footer(crc32(first))
-            self._take_columns({name: self._load(name) for name in LOOKUP})
+            columns = {name: self._load(name) for name in LOOKUP}
+            fanout = columns["fanout"]
+            if not all(map(le, fanout, fanout[1:])) or fanout[-1] != self.count:
+                raise Damage("its index does not make sense")
+            self._take_columns(columns)
         except Damage as damage:
             self._recover(str(damage))
 
@@ -200,11 +216,14 @@ class Pack:
         if version != PACK_VERSION:
             raise Damage(f"it has the format {version}, and this version of persistent_dict knows {PACK_VERSION}")
         self.count, self._columns_at, self._checksums = count, columns_at, tuple(checksums)
-        about = os.pread(self.fd, about_size, self.size - FOOTER.size - about_size)
+        end = columns_at + 4 * 256 + count * INDEX_SIZE
+        if not HEADER_SIZE <= columns_at <= end == self.size - FOOTER.size - about_size:
+            raise Damage("its footer's lengths do not fit together")
+        about = os.pread(self.fd, about_size, end)
         if of_header != header_checksum:
             self.problem, self.sequence = "its first bytes are damaged", 0
         if crc32(about) != of_about:
-            self.problem = "what it says about itself is damaged"
+            self.problem, about = "what it says about itself is damaged", b""
         self.about = about.decode("utf-8", "replace")
 
     def _load(self, name: str) -> Any:
@@ -223,6 +242,12 @@ class Pack:
         if sys.byteorder == "big" and code != "20s":
             column.byteswap()
         return column
+
+    def _check_bounds(self, i: int) -> None:
+        """Raise `Damage` where an index with the right checksums leads out of the entries, as a crafted one may."""
+        end = self._begins[i] + self._value_sizes[i] + self._key_sizes[i]
+        if not HEADER_SIZE <= self._begins[i] <= end <= self.size:
+            raise Damage("its index leads out of the pack")
 
     def _take_columns(self, columns: dict[str, Any]) -> None:
         self._columns = columns
@@ -247,20 +272,24 @@ class Pack:
         """Return the columns that are not needed to find an entry, from the entries themselves."""
         facts: dict[str, Any] = {"checksums": array("I"), "stored_at": array("d"), "seconds": array("d")}
         for i in range(self.count):
-            digest, (value, key, whole) = self.digest(i), self._files(i)
+            part, whole, is_intact = Part(b""), memoryview(b""), False
             try:
-                part = unframe_pair(value, key, digest)
+                value, key, whole = self._files(i)
+                part = unframe_pair(value, key, self.digest(i))
                 is_intact = True
-            except Damage:
-                part, is_intact = Part(b""), False
+            except Damage:  # cut off, or not what was written
+                pass
             facts["checksums"].append(crc32(whole) ^ (not is_intact))
             facts["stored_at"].append(part.stored_at)
             facts["seconds"].append(part.seconds)
         return {**facts, "used_at": facts["stored_at"]}
 
     def __del__(self) -> None:
-        if self.fd >= 0:
-            _fs.close_quietly(self.fd)
+        try:
+            if self.fd >= 0 and _identity(os.fstat(self.fd)) == self._identity:  # else it is somebody else's by now
+                _fs.close_quietly(self.fd)
+        except OSError:
+            return
 
     # Looking up
 
@@ -289,22 +318,30 @@ class Pack:
         return low if digests[low * _DIGEST : low * _DIGEST + _DIGEST] == raw else -1
 
     def is_there(self) -> bool:
-        """Whether the file has not been replaced or removed."""
-        return self.fd >= 0 and os.fstat(self.fd).st_nlink > 0
+        """Whether the file is what it was opened as: not replaced or removed, and no other file under its number, as
+        where somebody has closed all of a process's files."""
+        try:
+            return _identity(os.fstat(self.fd)) == self._identity == _identity(os.lstat(self.path))
+        except OSError as error:
+            if error.errno not in (EBADF, ENOENT, ENOTDIR, ESTALE):
+                raise
+            return False
 
     def is_shadowed(self) -> bool:
         """Whether loose entries come first."""
         return self.fd >= 0 and os.lseek(self.fd, 0, os.SEEK_END) != self.size
 
-    def shadow(self, digests: Iterable[Digest], durability: str = "none", *, dead: bool = False) -> None:
+    def shadow(self, digests: Iterable[Digest] = (), durability: str = "none", *, dead: bool = False) -> None:
         """Say to all who have it open that some entries may not be read from here without a look at the loose ones; or,
         with `dead`, that they may not be read from here at all."""
-        fd = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
+            if _identity(os.fstat(fd)) != self._identity:
+                raise OSError(ESTALE, "the pack was replaced", self.path)
             os.ftruncate(fd, self.size + 1)  # needs no room on a full disk
             for i in map(self.find, digests) if dead else ():
-                if i >= 0:
-                    os.pwrite(fd, DEAD, self._mark_at(i))
+                if i >= 0 and self._mark_at(i) < self.size:
+                    os.pwrite(fd, inverted(self._mark), self._mark_at(i))
             if durability in ("consistent", "durable"):
                 os.fsync(fd)
         finally:
@@ -312,7 +349,15 @@ class Pack:
 
     def is_dead(self, i: int) -> bool:
         """Whether an entry was overwritten or removed."""
-        return os.pread(self.fd, MARK_SIZE, self._mark_at(i)) == DEAD
+        if not self.is_shadowed() or self._mark_at(i) > self.size:
+            return False
+        return os.pread(self.fd, MARK_SIZE, self._mark_at(i)) == inverted(self._mark)
+
+    def living(self) -> Sequence[int]:
+        """Return the numbers of the entries that were not overwritten or removed."""
+        if not self.is_shadowed():
+            return range(self.count)
+        return [i for i in range(self.count) if not self.is_dead(i)]
 
     def _mark_at(self, i: int) -> int:
         return int(self._begins[i] + self._value_sizes[i] + self._key_sizes[i])
@@ -329,7 +374,11 @@ class Pack:
         if i < 0:
             return None
         size = self._value_sizes[i]
-        if size >= SMALL or os.lseek(self.fd, 0, os.SEEK_END) != self.size:
+        begin = self._begins[i]
+        try:
+            if size >= SMALL or begin > self.size or os.lseek(self.fd, 0, os.SEEK_END) != self.size:
+                return None
+        except OSError:  # somebody has closed it
             return None
         now = time.time()
         if not 0.0 <= now - self._seen_at < _NOTICED:
@@ -340,7 +389,7 @@ class Pack:
         if usage.hours[i] < now // FRESH:
             usage.note(i, now)
         try:
-            return unframe(os.pread(self.fd, size, self._begins[i]), digest, VALUE)
+            return unframe(os.pread(self.fd, size, begin), digest, VALUE)
         except Damage:
             return None
 
@@ -349,6 +398,7 @@ class Pack:
         if is_hit:
             self.usage().note(i, time.time())
         try:
+            self._check_bounds(i)
             if size < SMALL:
                 return unframe(os.pread(self.fd, size, begin), digest, VALUE)
             return read(self.fd, begin, size, digest, VALUE, mapped=self._mapped)
@@ -358,6 +408,7 @@ class Pack:
     def get_key(self, i: int) -> Part:
         begin = self._begins[i] + self._value_sizes[i]
         try:
+            self._check_bounds(i)
             return read(self.fd, begin, self._key_sizes[i], self.digest(i), KEY)
         except Damage as damage:
             raise self._invalid(i, KEY, damage) from None
@@ -377,7 +428,7 @@ class Pack:
         """Return the value file and the key file of an entry, and both with what follows them; shorter at the end of a
         pack that is cut off."""
         begin, value_size, key_size = self._begins[i], self._value_sizes[i], self._key_sizes[i]
-        size = min(extent(value_size, key_size), max(self.size - begin, 0))
+        size = min(extent(value_size, key_size), self.size - begin)
         whole = memoryview(read_bytes(self.fd, begin, size))
         return whole[:value_size], whole[value_size : value_size + key_size], whole
 
@@ -427,9 +478,16 @@ class Pack:
         reason = f"bytes behind the entry {self.digest(i)} in the pack are damaged; the entry itself is intact"
         return InvalidEntryError(self.path, reason, "", self._container)
 
+    def error(self) -> InvalidEntryError:
+        """Return the error for the pack as a whole."""
+        rest = (
+            "all entries in it can be read" if self.complete else f"{self.count} entries in it can be read, others not"
+        )
+        return InvalidEntryError(self.path, f"the pack is damaged: {self.problem}; {rest}", "", self._container)
+
     def incomplete(self) -> InvalidEntryError:
         """Return the error for an entry that may have been in what is lost of the pack."""
-        reason = f"the pack is damaged: {self.problem}. {self.count} entries in it can still be read; it may be another"
+        reason = f"it may be one of those that are lost in a damaged pack: {self.problem}"
         return InvalidEntryError(self.path, reason, "", self._container)
 
     # Checking
@@ -445,7 +503,9 @@ class Pack:
             zip(self._begins, self._value_sizes, self._key_sizes, self.column("checksums"), strict=True)
         ):
             size = extent(value_size, key_size)
-            if size > _WINDOW:
+            if begin + size > self.size:  # the index leads out of the pack
+                is_intact = False
+            elif size > _WINDOW:
                 is_intact = self._checksum(begin, size) == checksum
             else:
                 if not window_at <= begin <= begin + size <= window_end:
@@ -466,14 +526,14 @@ class Pack:
     def _recover(self, problem: str) -> None:
         """Find the entries by their own footers."""
         self.problem = problem
-        mark = os.pread(self.fd, HEADER_SIZE, 0)[-MARK_SIZE:]
+        mark = self._mark
         has_footer = bool(self._checksums)
         end = self._columns_at if has_footer else self.size
         found, self.complete, at = [], True, HEADER_SIZE
         for begin, value, key, digest in _pairs(self.fd, end):
             value_size, key_size = value.payload_size + FOOTER_SIZE, key.payload_size + FOOTER_SIZE
             is_ours = os.pread(self.fd, MARK_SIZE, begin + value_size + key_size)
-            if begin < at or is_ours not in (mark, DEAD):
+            if begin < at or is_ours not in (mark, inverted(mark)):
                 continue  # inside of another entry's value
             self.complete = self.complete and begin == at
             at = begin + extent(value_size, key_size)
@@ -529,6 +589,7 @@ class Packs:
 
     def _opened(self, before: tuple[Pack, ...]) -> tuple[Pack, ...]:
         opened = {pack.name: pack for pack in before}
+        names: list[str] = []
         for _ in range(_LOOKS):
             try:
                 for name in self.names():
@@ -557,9 +618,8 @@ class Packs:
                 if i >= 0:
                     if not pack.is_there():
                         break
-                    is_shadowed = pack.is_shadowed()
-                    if not (is_shadowed and pack.is_dead(i)):
-                        return pack, i, is_shadowed
+                    if not pack.is_dead(i):
+                        return pack, i, pack.is_shadowed()
             else:
                 return None
             self.refresh(always=True)
