@@ -103,7 +103,7 @@ def stats(options: Namespace) -> int:
         "computing kept": as_duration(found.seconds),
         "stored": f"{as_age(found.oldest)} to {as_age(found.newest)}" if found.entries else "nothing",
         "set aside": found.quarantined,
-        "being written": found.staged,
+        "in tmp/": f"{found.staged} being written, or left by killed processes (swept after an hour)",
     })  # fmt: skip
     for title, shares in (("stored", found.ages), ("size", found.sizes)):
         print()
@@ -153,7 +153,7 @@ def ls(options: Namespace) -> int:
         return 0
     rows = [
         (f.digest[:12], as_size(f.nbytes), as_age(f.stored_at), as_age(f.used_at), as_duration(f.seconds),
-         f.problem or shown_text(f.key))
+         f"{shown_text(f.key)}{f'  [{f.problem}]' if f.problem else ''}")
         for f in chosen
     ]  # fmt: skip
     _terminal.print_table(["digest", "size", "stored", "used", "computing", "key"], rows, right=" rrrr")

@@ -383,7 +383,8 @@ class Dictionary(Placed, Mapping["K", "V"]):
             raise error from cause
         aside = self._store.quarantine(digest, unloadable=isinstance(error, UnloadableEntryError))
         if aside:
-            warn(f"{error}\n  It was moved to {aside}, and counts as missing.", CorruptEntryWarning)
+            told = "\n".join(str(error).splitlines()[:2])  # not the cures: this is one
+            warn(f"{told}\n  It was moved to {aside}, and counts as missing.", CorruptEntryWarning)
 
     # Telling
 

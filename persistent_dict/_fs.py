@@ -250,8 +250,13 @@ def changed_at(path: str) -> float:
 
 def touch(path: str, mode: int) -> None:
     """Make a file, or say that it was written now."""
-    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, mode & 0o666))
-    os.utime(path)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, mode & 0o666)
+    try:
+        if mode & 0o077 and os.fstat(fd).st_uid == os.geteuid():
+            os.fchmod(fd, mode & 0o666)
+        os.utime(fd)
+    finally:
+        os.close(fd)
 
 
 def size_of(path: str) -> int:
@@ -418,55 +423,65 @@ class DirectoryLock:
     """A lock on a directory, for the time of a ``with``: shared by those who change entries one by one, held alone by
     who moves many.
 
-    The kernel frees it when its holder dies. Who waits longer than `timeout` seconds gets a `TimeoutError`. Where the
-    file system has no locks, the shared one is not needed, and the other cannot be had: an `OSError`.
+    `gate` is a file in it: who wants the lock alone closes it, so that those who share the lock cannot keep it from
+    them by taking turns. The kernel frees all when the holder dies. Who waits longer than `timeout` seconds gets a
+    `TimeoutError`. Where the file system has no locks, the shared one is not needed, and the other cannot be had: an
+    `OSError`.
     """
 
-    def __init__(self, path: str, *, alone: bool = False, timeout: float = 60.0) -> None:
+    def __init__(self, path: str, gate: str, *, alone: bool = False, timeout: float = 60.0) -> None:
         self._path = path
+        self._gate = gate
         self._alone = alone
         self._timeout = timeout
-        self._fd = -1
+        self._fds: list[int] = []
 
     def __enter__(self) -> None:
+        end = time.monotonic() + self._timeout
+        try:
+            self._take(self._gate, end)
+            self._take(self._path, end)
+            if not self._alone:
+                self._free(self._fds.pop(0))
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def _take(self, path: str, end: float) -> None:
         from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, flock
 
-        self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
-        end = 0.0
+        self._fds.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
         while True:
             try:
-                flock(self._fd, (LOCK_EX if self._alone else LOCK_SH) | LOCK_NB)
+                flock(self._fds[-1], (LOCK_EX if self._alone else LOCK_SH) | LOCK_NB)
                 return
             except BlockingIOError:
-                end = end or time.monotonic() + self._timeout
                 if time.monotonic() > end:
-                    self._close()
-                    raise TimeoutError(
-                        ETIMEDOUT, f"another process has been changing it for {self._timeout:g} s", self._path
-                    ) from None
+                    waited = f"another process has been changing it for {self._timeout:g} s"
+                    raise TimeoutError(ETIMEDOUT, waited, self._path) from None
                 time.sleep(0.001)
             except OSError:
                 if self._alone:
-                    self._close()
                     raise
                 return
-            except BaseException:
-                self._close()
-                raise
 
     def __exit__(self, *exception: object) -> None:
+        try:
+            while self._fds:
+                self._free(self._fds.pop())
+        finally:
+            if self._fds:  # an interrupt
+                self.__exit__()
+
+    def _free(self, fd: int) -> None:
         from fcntl import LOCK_UN, flock
 
         try:
-            flock(self._fd, LOCK_UN)  # closing would not free it while a forked child has a copy of the descriptor
+            flock(fd, LOCK_UN)  # closing would not free it while a forked child has a copy of the descriptor
         except OSError:  # no locks here
             pass
         finally:
-            self._close()
-
-    def _close(self) -> None:
-        fd, self._fd = self._fd, -1
-        close_quietly(fd)  # nothing was written
+            close_quietly(fd)  # nothing was written
 
 
 def _sign(fd: int) -> None:

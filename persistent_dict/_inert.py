@@ -80,5 +80,6 @@ def described(stream: Buffer, buffers: Sequence[Buffer] = ()) -> Any:
 def type_name(thing: Any) -> str:
     """Return the name of a described object's type."""
     if isinstance(thing, Inert):
-        return thing._where
+        is_array = thing._where.startswith("numpy.") and thing._where.endswith(("_frombuffer", "_reconstruct"))
+        return "numpy.ndarray" if is_array else thing._where
     return type(thing).__name__

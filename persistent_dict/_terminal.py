@@ -23,7 +23,7 @@ def is_looked_at(stream: TextIO) -> bool:
     """Whether a stream is a terminal."""
     try:
         return stream.isatty()
-    except ValueError:  # closed
+    except (ValueError, AttributeError):  # closed
         return False
 
 

@@ -345,7 +345,12 @@ def describe(store: AnyStore, digest: Digest, *, load: bool = False) -> Descript
         name = about(store)["format"]
         description.value_type = _type_of(value.stream, value.buffers, name)
         if load:
-            description.value = shown(_loaded(value.stream, value.buffers, name), 10_000)
+            try:
+                description.value = shown(_loaded(value.stream, value.buffers, name), 10_000)
+            except Exception as error:  # whatever the bytes lead to
+                description.checks = (
+                    f"its bytes are intact, but decoding them fails with {type(error).__name__}: {error}"
+                )
     return description
 
 

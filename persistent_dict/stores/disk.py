@@ -393,7 +393,7 @@ class DiskStore(MutableStore):
         return self.packs.find(digest) is not None
 
     def _shared(self) -> _fs.DirectoryLock:
-        return _fs.DirectoryLock(self.path)
+        return _fs.DirectoryLock(self.path, f"{self.path}/FORMAT")
 
     def _in_container(self, write: Callable[[], T]) -> T:
         """Return what `write` does, in a container that is made if it is not there, or no longer."""

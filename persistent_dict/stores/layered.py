@@ -29,6 +29,7 @@ class LayeredStore(MutableStore):
     def __init__(self, near: MutableStore, below: Sequence[Reader]) -> None:
         self.near = near
         self.below = tuple(below)
+        self._unloadable: set[Digest] = set()
 
     def get(self, digest: Digest) -> Entry | None:
         return self._first(lambda store: store.get(digest))
@@ -68,7 +69,8 @@ class LayeredStore(MutableStore):
         return next((store for store in self.below if store.stat(digest) is not None), None)
 
     def add(self, digest: Digest, entry: Entry) -> bool:
-        return not any(_has_intact(store, digest) for store in self.below) and self.near.add(digest, entry)
+        is_below = digest not in self._unloadable and any(_has_intact(store, digest) for store in self.below)
+        return not is_below and self.near.add(digest, entry)
 
     def set(self, digest: Digest, entry: Entry, same_key: Callable[[Part], bool] | None = None) -> None:
         self.near.set(digest, entry, same_key)
@@ -80,6 +82,8 @@ class LayeredStore(MutableStore):
         return self.near.delete(digest)
 
     def quarantine(self, digest: Digest, *, unloadable: bool = False) -> str:
+        if unloadable and self.near.stat(digest) is None:  # what is below cannot be moved, but overwritten
+            self._unloadable.add(digest)
         return self.near.quarantine(digest, unloadable=unloadable)
 
     def clear(self) -> None:

@@ -29,6 +29,8 @@ class Limits:
         self, max_bytes: int | None = None, max_entries: int | None = None, max_age: float | None = None
     ) -> None:
         for name, limit in (("max_bytes", max_bytes), ("max_entries", max_entries), ("max_age", max_age)):
+            if limit is not None and not isinstance(limit, (int, float)):
+                raise TypeError(f"{name}={limit!r}: a limit is a number")
             if limit is not None and not limit >= 0:
                 raise ValueError(f"{name}={limit!r}: a limit is a number from 0 on")
         self.max_bytes = max_bytes

@@ -88,7 +88,7 @@ class LooseStore(MutableStore):
         if checksum not in ALGORITHMS:
             raise ValueError(f"unknown checksum {checksum!r}: use one of {', '.join(map(repr, ALGORITHMS))}")
         self._algorithm = ALGORITHMS[checksum]
-        self._synced_shards: set[str] = set()
+        self._synced_shards: dict[str, int] = {}
 
     def place(self, digest: Digest) -> str:
         return f"{self._entries}/{digest[:2]}/{digest[2:]}"
@@ -396,9 +396,10 @@ class LooseStore(MutableStore):
                 finally:
                     os.close(fd)
         _fs.sync_directory(shard)
-        if shard not in self._synced_shards:  # whoever made it
+        made = os.stat(shard).st_ino  # a shard may go and come again
+        if self._synced_shards.get(shard) != made:  # whoever made it
             _fs.sync_directory(self._entries)
-            self._synced_shards.add(shard)
+            self._synced_shards[shard] = made
 
     def set(self, digest: Digest, entry: Entry, same_key: Callable[[Part], bool] | None = None) -> None:
         """Replace the value file by one rename; the key file stays, and its nonce goes into the new value.
@@ -464,7 +465,12 @@ class LooseStore(MutableStore):
         _fs.make_directory(self._set_aside, self._mode)
         if not _fs.rename_if_there(place, aside):
             return ""
-        if not unloadable and self._is_intact(digest, aside):  # a writer has healed it just before
+        try:
+            is_intact = not unloadable and self._is_intact(digest, aside)
+        except OSError:
+            _fs.publish_directory(aside, place)
+            raise
+        if is_intact:  # a writer has healed it just before
             if not _fs.publish_directory(aside, place):
                 _fs.remove_tree(aside)
             return ""
@@ -487,7 +493,7 @@ class LooseStore(MutableStore):
     def _is_intact(self, digest: Digest, path: str) -> bool:
         try:
             parts = [self._read(f"{path}/{_FILES[kind]}", digest, kind) for kind in (KEY, VALUE)]
-        except (InvalidEntryError, OSError):
+        except (InvalidEntryError, FileNotFoundError):
             return False
         return parts[0].nonce == parts[1].nonce
 

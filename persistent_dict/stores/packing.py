@@ -472,7 +472,7 @@ class Packing:
         digests = set(self._loose.digests())  # before the packs: what moves meanwhile is then seen twice, not never
         self._packs.refresh()
         for pack in self._packs.known:
-            digests.update(map(pack.digest, pack.living()))
+            digests.update(map(pack.digest, range(pack.count)))  # the dead, too: a loose one may come first
         return write_pack(path, self._members(digests, progress), self._about())
 
     def _members(self, digests: set[Digest], progress: Progress) -> Iterator[Member]:
@@ -484,7 +484,8 @@ class Packing:
 
     def _member(self, digest: Digest) -> Member | None:
         """Return an entry as readers see it, None where it was removed meanwhile or is damaged."""
-        for _ in range(2):  # it may go from a loose file to a pack between two looks
+        while True:
+            known = self._packs.known
             found = self._packs.find(digest)
             try:
                 member = self._loose.raw(digest)[1] if found is None or found[2] else None
@@ -495,7 +496,8 @@ class Packing:
             if member is not None:
                 return member
             self._packs.refresh()
-        return None
+            if self._packs.known == known:  # else it may have moved
+                return None
 
     # Steps
 
@@ -506,7 +508,7 @@ class Packing:
             _fs.sync_directory(self._path)
 
     def _alone(self) -> _fs.DirectoryLock:
-        return _fs.DirectoryLock(self._path, alone=True)
+        return _fs.DirectoryLock(self._path, f"{self._path}/FORMAT", alone=True)
 
     def _writer(self) -> PackWriter:
         return PackWriter(f"{self._path}/tmp/{os.urandom(8).hex()}", self._mode, self._about())

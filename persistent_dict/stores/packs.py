@@ -427,6 +427,7 @@ class Pack:
     def _files(self, i: int) -> tuple[memoryview, memoryview, memoryview]:
         """Return the value file and the key file of an entry, and both with what follows them; shorter at the end of a
         pack that is cut off."""
+        self._check_bounds(i)
         begin, value_size, key_size = self._begins[i], self._value_sizes[i], self._key_sizes[i]
         size = min(extent(value_size, key_size), self.size - begin)
         whole = memoryview(read_bytes(self.fd, begin, size))

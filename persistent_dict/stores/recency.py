@@ -42,6 +42,8 @@ class Usage:
             self._fd = os.open(
                 path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, mode & 0o666
             )
+            if mode & 0o077 and os.fstat(self._fd).st_uid == os.geteuid():  # despite the umask
+                os.fchmod(self._fd, mode & 0o666)
             known = os.pread(self._fd, 4 * count, 0)
         except OSError:  # read-only, or something else of that name
             return
