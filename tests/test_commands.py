@@ -111,6 +111,23 @@ def test_a_container_is_named_by_identifier_or_path(d, tmp_path):
     assert run("path", "my results").stdout.strip() == d.filename
 
 
+@pytest.mark.parametrize("identifier", ["a/b 'c' ü", "json", "x" * 200, "my.data"])
+def test_every_identifier_names_its_container(identifier, d):
+    made = PersistentDict(identifier, format="json")
+    made["k"] = 1
+    assert run("path", identifier).stdout.strip() == made.filename
+    if identifier == "my.data":
+        assert run("path", "my").returncode == 1
+
+
+def test_what_is_no_container_is_no_reason_to_remove_it(tmp_path):
+    (tmp_path / "precious").touch()
+    done = run("stats", tmp_path)
+    assert done.returncode == 1
+    assert "This is no container" in done.stderr
+    assert "rm " not in done.stderr
+
+
 def test_stats(d):
     found = parsed("stats", "my results")
     assert (found["identifier"], found["entries"], found["loose"], found["packed"]) == ("my results", 12, 12, 0)

@@ -457,6 +457,140 @@ def test_another_users_pack_is_not_read(tmp_path):
     assert d is not None
 
 
+def test_a_removed_entry_stays_away_when_its_pack_is_written_anew(tmp_path):
+    d = filled(PersistentDict, tmp_path, 5)
+    pack_up(d)
+    d["key", 1] = "new"
+    del d["key", 1]
+    del d["key", 2]
+    for _ in range(2):
+        assert (d.get(("key", 1)), d.get(("key", 2)), len(d)) == (None, None, 3)
+        assert stats(open_store(d.filename)).entries == 3
+        d["more"] = 1
+        pack_up(d, everything=True)
+        del d["more"]
+
+
+def test_a_reader_notices_that_a_pack_was_repaired(tmp_path):
+    d, path, good, expected = small_pack(tmp_path)
+    reader = make(PersistentDict, tmp_path)
+    assert reader["k", 1] == expected["k", 1]
+    path.write_bytes(good[:-300] + bytes([good[-300] ^ 1]) + good[-299:])
+    assert repair(open_store(d.filename)).set_aside
+    d["k", 1] = "new"
+    del d["k", 2]
+    assert reader["k", 1] == "new"
+    assert reader.get(("k", 2)) is None
+
+
+def test_a_directory_without_a_value_hides_and_loses_nothing(tmp_path):
+    d = filled(PersistentDict, tmp_path, 4)
+    pack_up(d)
+    empty = Path(d.filename, "entries", *Path(d._store.loose.place(d._digest(("key", 1))[0])).parts[-2:])
+    empty.mkdir(parents=True)
+    d["key", 2] = "new"  # so that loose ones come first
+    for work in (lambda: None, lambda: pack_up(d), lambda: d.pop(("key", 3)), lambda: repair(open_store(d.filename))):
+        work()
+        assert d["key", 1] == value(1)
+        assert d["key", 2] == "new"
+
+
+def test_a_zeroed_block_is_damage_and_no_removal(tmp_path):
+    d, path, good, expected = small_pack(tmp_path)
+    at = good.index(expected["k", 1])
+    path.write_bytes(good[:at] + bytes(400) + good[at + 400 :])
+    assert verify(open_store(d.filename)).problems
+    other = make(PersistentDict, tmp_path)
+    with pytest.raises(InvalidEntryError):
+        other["k", 1]
+    other["more"] = 1
+    assert repair(open_store(d.filename)).set_aside
+    assert verify(open_store(d.filename)).problems == []
+
+
+def test_a_program_whose_descriptors_were_closed_reads_on_and_destroys_nothing(tmp_path):
+    d = filled(PersistentDict, tmp_path, 20)
+    pack_up(d)
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            reader = make(PersistentDict, tmp_path, on_invalid="quarantine")
+            assert reader["key", 1] == value(1)
+            os.closerange(3, 256)
+            for _ in range(10):
+                os.open("/etc/passwd", os.O_RDONLY)
+            assert all(reader["key", i] == value(i) for i in range(20))
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert all(d["key", i] == value(i) for i in range(20))
+
+
+def test_nothing_is_missed_by_iterating_while_others_pack_and_overwrite(tmp_path):
+    d, stop, failures = filled(PersistentDict, tmp_path, 60), threading.Event(), []
+
+    def keep(work):
+        try:
+            while not stop.is_set():
+                work()
+        except BaseException as error:
+            failures.append(error)
+            stop.set()
+
+    def churn():
+        for i in range(0, 60, 7):
+            d["key", i] = value(i)
+        pack_up(d)
+
+    def look():
+        mine = make(PersistentDict, tmp_path)
+        assert sorted(mine) == sorted(("key", i) for i in range(60))
+        assert len(mine) == 60
+        assert export(open_store(d.filename), str(tmp_path / "x.pack"), overwrite=True) == 60
+
+    threads = [threading.Thread(target=keep, args=(work,)) for work in (churn, look)]
+    for thread in threads:
+        thread.start()
+    stop.wait(3)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+
+def test_writers_do_not_keep_a_packer_waiting(tmp_path):
+    d, stop = filled(PersistentDict, tmp_path, 50), threading.Event()
+
+    def write(number):
+        mine = make(PersistentDict, tmp_path)
+        while not stop.is_set():
+            mine["writer", number] = b"x" * 300
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        assert pack_up(d)[0] >= 50
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_a_pack_of_a_shared_container_is_the_groups(tmp_path):
+    d = make(PersistentDict, tmp_path, mode=0o770)
+    d["k"] = 1
+    umask = os.umask(0o022)
+    try:
+        pack(open_store(d.filename, trusted=True))
+        assert make(PersistentDict, tmp_path, mode=0o770)["k"] == 1
+    finally:
+        os.umask(umask)
+    assert {oct(path.stat().st_mode & 0o777) for path in Path(d.filename, "packs").iterdir()} == {"0o660"}
+
+
 # Exported packs
 
 

@@ -267,6 +267,17 @@ def find_digest_of(d, key):
     return d._digest(key)[0]
 
 
+def test_pruning_leaves_what_was_stored_meanwhile(tmp_path):
+    d = make(tmp_path)
+    for i in range(3):
+        d[i] = "old"
+    store = open_store(d.filename)
+    surplus = Limits(max_entries=0).surplus(list(store.scan()))
+    d[1] = "new"
+    assert store.delete_unused(surplus) == 2
+    assert dict(d) == {1: "new"}
+
+
 def test_pruning_by_bytes_frees_what_it_says(tmp_path):
     d = make(tmp_path)
     for i in range(50):
