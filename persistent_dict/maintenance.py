@@ -199,7 +199,7 @@ def import_pack(path: str, container: str = "", *, trusted: bool = False, progre
     elif known["format"] and about(store)["python"] != known["python"]:
         raise ContainerError(container, f"it is for {about(store)['python']}, and the pack is for {known['python']}")
     added, damaged = store.take_in(source.pack, progress)
-    return ImportReport(store.path, added, source.pack.count - added - len(damaged), damaged)
+    return ImportReport(store.path, added, len(source) - added - len(damaged), damaged)
 
 
 def remove(store: DiskStore, digests: Iterable[Digest]) -> int:

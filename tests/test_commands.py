@@ -317,23 +317,27 @@ def test_a_closed_pipe_ends_quietly(d):
     assert done.stderr == ""
 
 
-def test_an_interrupt_ends_cleanly(d):
-    for i in range(4000):
+def test_an_interrupt_ends_cleanly(d, tmp_path):
+    for i in range(2000):
         d["more", i] = "x" * 3000
-    before = len(d)
-    process = subprocess.Popen(
-        [*COMMAND, "pack", "my results"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    staging = Path(d.filename, "tmp")
-    end = time.monotonic() + 30
-    while not any(staging.iterdir()) and time.monotonic() < end:
-        time.sleep(0.001)
-    process.send_signal(signal.SIGINT)
-    out, talk = process.communicate(timeout=30)
-    assert (process.returncode, out, talk.strip()) == (130, "", "interrupted")
-    assert list(staging.iterdir()) == []
-    assert len(d) == before
-    assert run("verify", "my results").returncode == 0
+    interrupted = 0
+    for attempt in range(10):  # one or the other may come too late
+        copy = tmp_path / str(attempt) / Path(d.filename).name
+        shutil.copytree(d.filename, copy)
+        process = subprocess.Popen([*COMMAND, "pack", copy], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        end = time.monotonic() + 30
+        while not any((copy / "tmp").iterdir()) and time.monotonic() < end:
+            time.sleep(0.001)
+        process.send_signal(signal.SIGINT)
+        out, talk = process.communicate(timeout=30)
+        if process.returncode != 0:
+            assert (process.returncode, out, talk.strip()) == (130, "", "interrupted")
+            interrupted += 1
+        assert parsed("verify", copy)["checked"] >= 2012
+        assert parsed("stats", copy)["entries"] == 2012
+        if interrupted:
+            return
+    pytest.fail("every interrupt came too late")
 
 
 # What the errors recommend

@@ -788,6 +788,19 @@ def test_exporting_over_something_must_be_asked_for(exported, tmp_path):
     assert old["key", 9] == value(9)
 
 
+def test_a_containers_own_pack_gives_nothing_that_was_overwritten(tmp_path):
+    d = filled(PersistentDict, tmp_path, 5)
+    pack_up(d)
+    d["key", 1] = "new"
+    path = shutil.copy(packs_of(d)[0], tmp_path / "taken.pack")
+    taken = open_readonly(path)
+    assert (taken.get(("key", 1)), taken["key", 2], len(taken), len(list(taken))) == (None, value(2), 4, 4)
+    other = make(PersistentDict, tmp_path / "other")
+    other["own"] = 1
+    assert import_pack(str(path), other.filename).added == 4
+    assert other.get(("key", 1)) is None
+
+
 def test_a_json_pack_is_for_every_python_and_needs_no_pickle(tmp_path):
     d = WriteOncePersistentDict("d", container_dir=tmp_path, format="json")
     d["a"] = [1, {"b": 2}]

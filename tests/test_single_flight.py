@@ -379,7 +379,7 @@ def test_when_the_holder_is_killed_the_others_go_on_within_a_second(tmp_path):
         assert len(reports) >= 2
         assert all(right == "1" for _, right in reports)
         late += [(int(at) - when) / 1e9 - COMPUTING for at, _ in reports]
-    assert killed > ROUNDS / 2
+    assert killed > ROUNDS / 4
     assert max(late) < 1.0
     assert len(PersistentDict("d", container_dir=tmp_path)) == ROUNDS + 1
     locks = Path(PersistentDict("d", container_dir=tmp_path).filename, "locks")

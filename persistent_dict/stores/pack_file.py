@@ -98,7 +98,7 @@ class PackFile(Store):
         return None if i < 0 else self.pack.get(i)
 
     def get_key(self, digest: Digest) -> Part | None:
-        i = self.pack.find(digest)
+        i = self._living(digest)
         return None if i < 0 else self.pack.get_key(i)
 
     def get_value(self, digest: Digest) -> Part | None:
@@ -106,20 +106,25 @@ class PackFile(Store):
         return None if i < 0 else self.pack.get_value(i)
 
     def _find(self, digest: Digest) -> int:
-        i = self.pack.find(digest)
+        i = self._living(digest)
         if i < 0 and not self.pack.complete:
             raise self.pack.incomplete()
         return i
 
-    def stat(self, digest: Digest) -> EntryInfo | None:
+    def _living(self, digest: Digest) -> int:
+        """Return which entry has the digest, -1 if none, or one that was overwritten while a container had the pack."""
         i = self.pack.find(digest)
+        return -1 if i >= 0 and self.pack.is_dead(i) else i
+
+    def stat(self, digest: Digest) -> EntryInfo | None:
+        i = self._living(digest)
         return None if i < 0 else self.pack.info(i)
 
     def scan(self) -> Iterator[EntryInfo]:
-        return map(self.pack.info, range(self.pack.count))
+        return map(self.pack.info, self.pack.living())
 
     def __len__(self) -> int:
-        return self.pack.count
+        return len(self.pack.living())
 
     def place(self, digest: Digest) -> str:
         return f"{self.path}:{digest}"
@@ -139,7 +144,7 @@ class PackFile(Store):
     def mend(self, progress: Callable[[int, int], object]) -> list[tuple[InvalidEntryError, str]]:
         """Write the file anew without what is damaged in it, if anything is. Return what that is, and where the damaged
         file was put."""
-        problems = [self.pack.problem_of(i) for i in range(self.pack.count)]
+        problems = [self.pack.problem_of(i) for i in self.pack.living()]
         found = [problem for problem in problems if problem]
         found += [self.pack.error()] if self.pack.problem else []
         if not found:
@@ -154,7 +159,7 @@ class PackFile(Store):
         return write_pack(path, self._members(progress), self.pack.about)
 
     def _members(self, progress: Callable[[int, int], object]) -> Iterator[Member]:
-        for i in range(self.pack.count):
+        for i in self.pack.living():
             try:
                 yield packed(self.pack, i)
             except Damage:

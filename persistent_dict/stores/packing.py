@@ -219,7 +219,8 @@ class Packing:
         those that are small beside the rest, so that the number of packs grows with the logarithm of their size."""
         whole = [pack for pack in self._packs.known if not pack.problem and pack.is_there()]
         folded = [pack for pack in whole if everything or pack.is_shadowed()]
-        total = sum(pack.size for pack in folded) + sum(map(self._loose.size, self._loose.digests()))
+        infos = map(self._loose_info, self._loose.digests())
+        total = sum(pack.size for pack in folded) + sum(info.nbytes for info in infos if info is not None)
         for pack in sorted(whole, key=lambda pack: pack.size):
             if pack not in folded and pack.size < 2 * total:
                 folded.append(pack)
@@ -303,7 +304,7 @@ class Packing:
         damaged = []
         self._make_place()
         with self._writer() as writer:
-            for i in range(pack.count):
+            for i in pack.living():
                 if not self.has(pack.digest(i)):
                     try:
                         writer.add(packed(pack, i))
