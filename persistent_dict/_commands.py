@@ -35,21 +35,23 @@ if TYPE_CHECKING:
 
 
 def _store(options: Namespace) -> AnyStore:
-
     return open_store(find_container(options.container), trusted=options.trusted)
 
 
 def _container(options: Namespace) -> DiskStore:
-
     return open_container(find_container(options.container), trusted=options.trusted)
 
 
+_FILTERS = ("key", "function", "older", "unused", "larger")
+
+
 def _chosen(store: AnyStore, options: Namespace) -> Iterator[EntryFacts]:
-    """Yield the entries that the filters let through."""
+    """Yield the entries that the filters let through; for `rm`, of those that are named where some are."""
     from time import time
 
     now = time()
-    for facts in entries(store):
+    named = {find_digest(store, entry) for entry in getattr(options, "entries", ())}
+    for facts in entries(store, among=named or None):
         if (
             (options.key is None or options.key in facts.key)
             and (options.function is None or options.function in facts.function)
@@ -99,7 +101,8 @@ def stats(options: Namespace) -> int:
         "identifier": found.identifier,
         "format": found.format + (f", {found.python}" if found.python else ""),
         "entries": f"{found.entries} ({found.loose} loose, {found.packed} in {_many(found.packs, 'pack')})",
-        "bytes": f"{as_size(found.nbytes)}, about {as_size(found.disk_bytes)} on disk in {found.inodes} inodes",
+        "bytes": f"{as_size(found.nbytes)}, about {as_size(found.disk_bytes)} on disk "
+        f"in {_many(found.inodes, 'file or directory', 'files and directories')}",
         "computing kept": as_duration(found.seconds),
         "stored": f"{as_age(found.oldest)} to {as_age(found.newest)}" if found.entries else "nothing",
         "set aside": found.quarantined,
@@ -126,15 +129,16 @@ def _bars(shares: dict[str, int]) -> Iterator[tuple[str, int, str]]:
 def _all_stats(options: Namespace) -> int:
     from persistent_dict.survey import stats
 
-    found = []
+    found, failed = [], False
     for path in containers(_fs.default_container_dir()):
         try:
             found.append(stats(open_store(path, trusted=options.trusted)))
         except (PersistentDictError, OSError) as error:
+            failed = True
             say(f"persistent-dict: {error}")
     if options.json:
         _terminal.print_json([asdict(one) for one in found])
-        return 0
+        return int(failed)
     names = [unquote(os.path.basename(one.path)) for one in found]
     rows = [
         (name, one.entries, as_size(one.disk_bytes), as_duration(one.seconds), as_age(one.newest))
@@ -142,7 +146,7 @@ def _all_stats(options: Namespace) -> int:
     ]
     say(f"in {_fs.default_container_dir()}:")
     _terminal.print_table(["container", "entries", "on disk", "computing", "last stored"], rows, right=" rrr")
-    return 0
+    return int(failed)
 
 
 def ls(options: Namespace) -> int:
@@ -151,22 +155,29 @@ def ls(options: Namespace) -> int:
     if options.json:
         _terminal.print_json_items(map(asdict, chosen))
         return 0
-    rows = [
-        (f.digest[:12], as_size(f.nbytes), as_age(f.stored_at), as_age(f.used_at), as_duration(f.seconds),
-         f"{shown_text(f.key)}{f'  [{f.problem}]' if f.problem else ''}")
-        for f in chosen
-    ]  # fmt: skip
-    _terminal.print_table(["digest", "size", "stored", "used", "computing", "key"], rows, right=" rrrr")
+    _print_entries(chosen)
     return 0
 
 
-def shown_text(text: str, limit: int = 100) -> str:
-    """Return a text that is not longer than `limit` characters."""
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+def _print_entries(chosen: list[EntryFacts]) -> None:
+    heads, columns = (
+        ["digest", "size", "stored", "used"],
+        [
+            [facts.digest[:12] for facts in chosen],
+            [as_size(facts.nbytes) for facts in chosen],
+            [as_age(facts.stored_at) for facts in chosen],
+            [as_age(facts.used_at) for facts in chosen],
+        ],
+    )
+    if any(facts.seconds for facts in chosen):
+        heads.append("computing")
+        columns.append([as_duration(facts.seconds) for facts in chosen])
+    heads.append("key")
+    columns.append([f"[{facts.problem}]  {facts.key}" if facts.problem else facts.key for facts in chosen])
+    _terminal.print_table(heads, zip(*columns, strict=True), right=" rrrr"[: len(heads) - 1])
 
 
 def show(options: Namespace) -> int:
-
     store = _store(options)
     found = describe(store, find_digest(store, options.entry), load=options.load)
     facts = found.facts
@@ -206,7 +217,6 @@ def report(options: Namespace) -> int:
 
 
 def path(options: Namespace) -> int:
-
     path = _fs.default_container_dir() if options.container is None else find_container(options.container)
     if options.json:
         _terminal.print_json({"path": path})
@@ -219,7 +229,6 @@ def path(options: Namespace) -> int:
 
 
 def verify(options: Namespace) -> int:
-
     store = _store(options)
     with Progress("checking") as progress:
         found = verify_store(store, progress)
@@ -269,18 +278,27 @@ def rm(options: Namespace) -> int:
     from persistent_dict.maintenance import remove
 
     store = _container(options)
-    filters = (options.key, options.function, options.older, options.unused, options.larger)
-    if not options.entries and all(one is None for one in filters):
+    if not options.entries and all(getattr(options, name) is None for name in _FILTERS):
         say("persistent-dict: say which entries: digests, parts of keys, or filters; clear removes all")
         return 2
-    digests = {find_digest(store, entry) for entry in options.entries}
-    if any(one is not None for one in filters):
-        chosen = {facts.digest for facts in _chosen(store, options)}
-        digests = digests & chosen if options.entries else chosen
+    chosen = list(_chosen(store, options))
+    if options.dry_run:
+        return _would_be_removed(options, chosen)
+    digests = [facts.digest for facts in chosen]
     refused = _may(options, f"Remove {_many(len(digests), 'entry', 'entries')} of {store.path}?") if digests else None
     if refused is not None:
         return refused
     return _removed(options, remove(store, digests))
+
+
+def _would_be_removed(options: Namespace, chosen: list[EntryFacts]) -> int:
+    if options.json:
+        _terminal.print_json({"would_remove": [asdict(facts) for facts in chosen]})
+    else:
+        if chosen:
+            _print_entries(chosen)
+        say(f"{_many(len(chosen), 'entry', 'entries')} would be removed")
+    return 0
 
 
 def clear(options: Namespace) -> int:
@@ -322,15 +340,16 @@ def prune(options: Namespace) -> int:
             "swept": plan.swept, "quarantined": plan.quarantined,
         })  # fmt: skip
         return 0
-    if options.dry_run:
-        rows = [(info.digest[:12], as_size(info.disk_bytes), as_age(info.used_at)) for info in plan.removed]
-        if rows:
-            _terminal.print_table(["digest", "on disk", "used"], rows, right=" rr")
+    if options.dry_run and plan.removed:
+        order = {info.digest: number for number, info in enumerate(plan.removed)}
+        _print_entries(sorted(entries(store, among=order), key=lambda facts: order[facts.digest]))
     verb = "would be removed" if options.dry_run else "removed"
-    say(
-        f"{_many(len(plan.removed), 'entry', 'entries')} ({as_size(plan.freed)}) {verb}, {plan.left} left; "
-        f"{_many(plan.swept, 'left-over')} and {plan.quarantined} set aside long ago {verb}"
-    )
+    told = [f"{_many(len(plan.removed), 'entry', 'entries')} ({as_size(plan.freed)}) {verb}, {plan.left} left"]
+    if plan.swept:
+        told.append(f"{_many(plan.swept, 'left-over')} of killed processes {verb}")
+    if plan.quarantined:
+        told.append(f"{plan.quarantined} that had been set aside long ago {verb}")
+    say("; ".join(told))
     return 0
 
 
@@ -342,14 +361,23 @@ def pack(options: Namespace) -> int:
 
     store = _container(options)
     with Progress("packing") as progress:
-        count, loose = pack(store, max_entry=options.max_entry, everything=options.all, progress=progress)
+        report = pack(store, max_entry=options.max_entry, everything=options.all, progress=progress)
     if options.json:
-        _terminal.print_json({"packed": count, "were_loose": loose})
-    elif count:
-        say(f"a new pack has {_many(count, 'entry', 'entries')}, {loose} of which were loose")
+        _terminal.print_json(asdict(report))
+    elif report.packed:
+        say(f"a new pack has {_many(report.packed, 'entry', 'entries')}, {report.were_loose} of which were loose")
     else:
         say("there is nothing to pack")
-    return 0
+    return _left_out(options, report.damaged, "left where it is", store.path)
+
+
+def _left_out(options: Namespace, digests: list[str], how: str, path: str) -> int:
+    """Tell which entries were left out because they are damaged. Return the exit code."""
+    if digests and not options.json:
+        for digest in digests:
+            print(f"{digest}: damaged, and {how}")
+        say(f"what is wrong with {'it' if len(digests) == 1 else 'them'}:  {_command('verify', path)}")
+    return 1 if digests else 0
 
 
 def export(options: Namespace) -> int:
@@ -357,13 +385,12 @@ def export(options: Namespace) -> int:
 
     store = _store(options)
     with Progress("exporting") as progress:
-        count = export(store, options.pack, overwrite=options.force, progress=progress)
-    path = os.path.abspath(options.pack)
+        report = export(store, options.pack, overwrite=options.force, progress=progress)
     if options.json:
-        _terminal.print_json({"pack": path, "entries": count, "bytes": os.stat(path).st_size})
+        _terminal.print_json(asdict(report))
     else:
-        say(f"{_many(count, 'entry', 'entries')} ({as_size(os.stat(path).st_size)}) written to {path}")
-    return 0
+        say(f"{_many(report.entries, 'entry', 'entries')} ({as_size(report.nbytes)}) written to {report.pack}")
+    return _left_out(options, report.damaged, "left out", store.path)
 
 
 def import_(options: Namespace) -> int:
@@ -375,9 +402,7 @@ def import_(options: Namespace) -> int:
         _terminal.print_json(asdict(report))
     else:
         say(f"{_many(report.added, 'entry', 'entries')} added to {report.container}, {report.kept} were there")
-        for digest in report.damaged:
-            print(f"{digest}: damaged, and left out")
-    return 1 if report.damaged else 0
+    return _left_out(options, report.damaged, "left out", options.pack)
 
 
 # Words

@@ -15,7 +15,7 @@ from errno import EEXIST, EINVAL, ELOOP, ENOTDIR, ENOTEMPTY, ENOTSUP, ENXIO, ETI
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import Any
+    from typing import Any, ClassVar
 
     from filelock import BaseFileLock
 
@@ -426,8 +426,10 @@ class DirectoryLock:
     `gate` is a file in it: who wants the lock alone closes it, so that those who share the lock cannot keep it from
     them by taking turns. The kernel frees all when the holder dies. Who waits longer than `timeout` seconds gets a
     `TimeoutError`. Where the file system has no locks, the shared one is not needed, and the other cannot be had: an
-    `OSError`.
+    `OSError`. A forked child has none of its parent's.
     """
+
+    held: ClassVar[set[int]] = set()
 
     def __init__(self, path: str, gate: str, *, alone: bool = False, timeout: float = 60.0) -> None:
         self._path = path
@@ -451,13 +453,14 @@ class DirectoryLock:
         from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, flock
 
         self._fds.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        self.held.add(self._fds[-1])
         while True:
             try:
                 flock(self._fds[-1], (LOCK_EX if self._alone else LOCK_SH) | LOCK_NB)
                 return
             except BlockingIOError:
                 if time.monotonic() > end:
-                    waited = f"another process has been changing it for {self._timeout:g} s"
+                    waited = f"another process has been changing it for {self._timeout:g} s; `fuser -v` names it"
                     raise TimeoutError(ETIMEDOUT, waited, self._path) from None
                 time.sleep(0.001)
             except OSError:
@@ -476,12 +479,24 @@ class DirectoryLock:
     def _free(self, fd: int) -> None:
         from fcntl import LOCK_UN, flock
 
+        if fd not in self.held:  # this is a child, forked meanwhile
+            return
         try:
-            flock(fd, LOCK_UN)  # closing would not free it while a forked child has a copy of the descriptor
+            flock(fd, LOCK_UN)  # closing would not free it while a child that is being forked has a copy
         except OSError:  # no locks here
             pass
         finally:
+            self.held.discard(fd)
             close_quietly(fd)  # nothing was written
+
+    @classmethod
+    def forget(cls) -> None:
+        """Close a forked child's copies, with which the lock would outlive a killed parent."""
+        while cls.held:
+            close_quietly(cls.held.pop())
+
+
+os.register_at_fork(after_in_child=DirectoryLock.forget)
 
 
 def _sign(fd: int) -> None:

@@ -61,6 +61,7 @@ def print_table(heads: Sequence[str], rows: Iterable[Row], *, right: str = "") -
     """Print a table; `right` has a letter "r" at the place of each column of numbers."""
     is_right = [at < len(right) and right[at] == "r" for at in range(len(heads))]
     texts = [[printable(str(cell)) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(heads, *texts, strict=True)]
     console = _rich_console(sys.stdout)
     if console is not None:
         from rich.table import Table
@@ -69,17 +70,19 @@ def print_table(heads: Sequence[str], rows: Iterable[Row], *, right: str = "") -
         table = Table(box=None, pad_edge=False, header_style="bold")
         for head, right_side in zip(heads, is_right, strict=True):
             table.add_column(head, justify="right" if right_side else "left", overflow="fold")
+        room = max(console.width - sum(widths[:-1]) - 2 * len(widths[:-1]), 20)
         for row in texts:
-            table.add_row(*map(Text, row))
+            cells = [Text(cell) for cell in row]
+            cells[-1].truncate(room, overflow="ellipsis")  # piped, or as JSON, it is whole
+            table.add_row(*cells)
         console.print(table)
         return
-    widths = [max(map(len, column)) for column in zip(heads, *texts, strict=True)]
     for row in [list(heads), *texts]:
-        cells = [
+        aligned = [
             cell.rjust(width) if right_side else cell.ljust(width)
             for cell, width, right_side in zip(row, widths, is_right, strict=True)
         ]
-        print("  ".join(cells).rstrip())
+        print("  ".join(aligned).rstrip())
 
 
 def print_facts(facts: dict[str, object]) -> None:
@@ -92,7 +95,8 @@ def print_facts(facts: dict[str, object]) -> None:
         else:
             from rich.text import Text
 
-            console.print(Text.assemble((name.ljust(width), "bold"), "  ", printable(str(fact))))
+            line = Text.assemble((name.ljust(width), "bold"), "  ", printable(str(fact)))
+            console.print(line, soft_wrap=True)  # the terminal wraps it, so that a path can be copied
 
 
 class Progress:
@@ -169,4 +173,7 @@ def as_duration(seconds: float) -> str:
 
 def as_age(then: float) -> str:
     """Return how long ago something was."""
-    return f"{as_duration(max(time.time() - then, 0.0))} ago" if then else "unknown"
+    if not then:
+        return "unknown"
+    age = time.time() - then
+    return f"{as_duration(age)} ago" if age >= 1 else "now"

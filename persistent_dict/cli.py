@@ -22,11 +22,15 @@ if TYPE_CHECKING:
     from typing import Any
 
 _EPILOG = """\
-exit codes: 0 done, nothing is wrong; 1 something is damaged, or the command failed; 2 wrong arguments, or nobody to say
-yes (--yes does); 130 interrupted; 141 the reader of the output has gone.
-CONTAINER is a dictionary's identifier, or a path: of its directory, or of a pack that was exported.
+exit codes:
+    0  done, and nothing is wrong
+    1  something is damaged, or the command failed
+    2  wrong arguments, or nobody to say yes (--yes does)
+  130  interrupted
+  141  whoever read the output has gone
 """
 _ENTRY = "the begin of its digest, or a part of its key that no other has"
+_TRUSTED = "go on whoever owns it and may write to it"
 _SIZE_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _TIME_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0, "y": 365.25 * 86400.0}
 
@@ -85,19 +89,21 @@ def _add(
     more: str = "",
     *,
     container: str = "CONTAINER",
+    changes: bool = False,
 ) -> argparse.ArgumentParser:
-    """Add a command. `container`: what its first argument is called; "": it has none; "[…]": it may be left out."""
+    """Add a command. `container`: what its first argument is called; "": it has none; "[…]": it may be left out. One
+    that `changes` a container takes no exported pack."""
     command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}. {more}", epilog=_EPILOG,
                                   formatter_class=_Formatter)  # fmt: skip
     if container:
         argument = command.add_argument(
             "container",
             metavar=container.strip("[]"),
-            help="a dictionary's identifier, or the path of its directory or of an exported pack",
+            help=f"a dictionary's identifier, or the path of its directory{'' if changes else ' or of a pack'}",
             nargs="?" if container.startswith("[") else None,
         )
         argument.completer = _known_containers  # type: ignore[attr-defined]  # argcomplete's way
-        command.add_argument("--trusted", action="store_true", help="read it whoever owns it and may write to it")
+        command.add_argument("--trusted", action="store_true", help=_TRUSTED)
     command.add_argument("--json", action="store_true", help="print the result as JSON")
     command.set_defaults(run=run)
     return command
@@ -144,31 +150,34 @@ def _add_mending(commands: Commands[argparse.ArgumentParser]) -> None:
          "They are moved to the container's quarantine/, and count as missing; what killed processes left is finished "
          "or removed. Nothing is unpickled. Safe while others use the container. Exits with 1 if anything was "
          "damaged.")  # fmt: skip
-    command = _add(commands, "rm", _commands.rm, "remove entries")
+    command = _add(commands, "rm", _commands.rm, "remove entries", changes=True)
     command.add_argument("entries", nargs="*", metavar="ENTRY", help=_ENTRY)
     _add_filters(command)
+    command.add_argument("--dry-run", action="store_true", help="remove nothing, and list what would be")
     _add_yes(command)
-    command = _add(commands, "clear", _commands.clear, "remove all entries")
+    command = _add(commands, "clear", _commands.clear, "remove all entries", changes=True)
     _add_yes(command)
     command = _add(commands, "prune", _commands.prune, "remove what was used least recently, until the limits hold",
-                   "And what killed processes left, and what was set aside over a month ago.")  # fmt: skip
+                   "And what killed processes left, and what was set aside over a month ago.",
+                   changes=True)  # fmt: skip
     command.add_argument("--max-bytes", type=_size, metavar="SIZE", help="what entries may take on disk: 500M, 10G")
     command.add_argument("--max-entries", type=_count, metavar="N", help="how many there may be")
     command.add_argument("--max-age", type=_time, metavar="TIME", help="how long ago they may have been used: 12h, 30d")
-    command.add_argument("--dry-run", action="store_true", help="remove nothing, and tell what would be")
+    command.add_argument("--dry-run", action="store_true", help="remove nothing, and list what would be")
     _add_yes(command)
 
 
 def _add_moving(commands: Commands[argparse.ArgumentParser]) -> None:
     command = _add(commands, "pack", _commands.pack, "move small entries into one file",
-                   "It takes less room and is read faster. Safe while others use the container.")  # fmt: skip
+                   "It takes less room and is read faster. Safe while others use the container.",
+                   changes=True)  # fmt: skip
     command.add_argument(
         "--max-entry", type=_size, default=1 << 20, metavar="SIZE", help="leave larger entries loose (default: 1M)"
     )
     command.add_argument("--all", action="store_true", help="join all packs with it, not only small ones")
     command = _add(commands, "export", _commands.export, "write all entries to a pack of their own",
-                   "To ship a warm cache: open_readonly(PACK) reads it in place, import adds it to a "
-                   "container.")  # fmt: skip
+                   "Damaged ones are left out, and named. To ship a warm cache: open_readonly(PACK) reads it in "
+                   "place, import adds it to a container.")  # fmt: skip
     command.add_argument("pack", metavar="PACK", help="the file")
     command.add_argument("--force", action="store_true", help="replace what is there")
     command = _add(commands, "import", _commands.import_, "add the entries of an exported pack to a container",
@@ -176,7 +185,7 @@ def _add_moving(commands: Commands[argparse.ArgumentParser]) -> None:
                    "made where there is none.", container="")  # fmt: skip
     command.add_argument("pack", metavar="PACK", help="the file")
     command.add_argument("container", metavar="CONTAINER", nargs="?", help="the path of a dictionary's directory")
-    command.add_argument("--trusted", action="store_true", help="read it whoever owns it and may write to it")
+    command.add_argument("--trusted", action="store_true", help=_TRUSTED)
 
 
 def _add_others(commands: Commands[argparse.ArgumentParser]) -> None:

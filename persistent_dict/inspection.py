@@ -22,7 +22,7 @@ from persistent_dict.stores.pack_file import PackFile
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from typing import Any
 
     from persistent_dict.formats import Buffer
@@ -180,11 +180,13 @@ class EntryFacts:
     problem: str = ""
 
 
-def entries(store: AnyStore, *, keys: bool = True) -> Iterator[EntryFacts]:
-    """Yield the facts of every entry, in no order; without `keys`, their key files are not read."""
+def entries(store: AnyStore, *, keys: bool = True, among: Collection[Digest] | None = None) -> Iterator[EntryFacts]:
+    """Yield the facts of every entry, or of those `among` some, in no order; without `keys`, their key files are not
+    read."""
     reader = KeyReader(store) if keys else None
     for info in store.scan():
-        yield _facts(store, info, reader)
+        if among is None or info.digest in among:
+            yield _facts(store, info, reader)
 
 
 def _facts(store: AnyStore, info: EntryInfo, reader: KeyReader | None) -> EntryFacts:
@@ -283,7 +285,8 @@ def find_digest(store: AnyStore, text: str) -> Digest:
     if not matching:
         raise ContainerError(path, f"no digest begins with {text!r}, and no key contains it")
     several = "".join(f"\n  {facts.digest}  {shown(facts.key, 80)}" for facts in matching[:10])
-    raise ContainerError(path, f"{len(matching)} keys contain {text!r}; give the digest of one:{several}")
+    ways = "give the digest of one (rm takes all of them by --key)"
+    raise ContainerError(path, f"{len(matching)} keys contain {text!r}; {ways}:{several}")
 
 
 # One entry
@@ -428,9 +431,9 @@ def _checks(store: AnyStore) -> Iterator[tuple[InvalidEntryError | None, int]]:
             yield problem, 0 if problem else store.loose.size(digest)
     for pack in packs_of(store):
         sizes = map(add, pack.column("value_sizes"), pack.column("key_sizes"))
-        living = set(pack.living())
+        dead = pack.dead()
         for i, (is_intact, size) in enumerate(zip(pack.intact(), sizes, strict=True)):
-            if i in living:
+            if i not in dead:
                 yield (None if is_intact else pack.problem_of(i) or pack.scratch_at(i)), size
 
 

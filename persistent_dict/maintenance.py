@@ -127,19 +127,55 @@ def _set_aside_before(directory: str, limit: float) -> list[str]:
     return [path for path in paths if _fs.changed_at(path) < limit]
 
 
+@dataclass
+class PackReport:
+    """What `pack` did.
+
+    Attributes
+    ----------
+    packed, were_loose : int
+        Entries of the new pack, and how many of them were loose; zeros where there was nothing to do.
+    damaged : list of str
+        The digests of those that stay where they are, since they are damaged.
+    """
+
+    packed: int
+    were_loose: int
+    damaged: list[Digest]
+
+
 def pack(
     store: DiskStore, *, max_entry: int = _LARGE, everything: bool = False, progress: Progress = nothing
-) -> tuple[int, int]:
+) -> PackReport:
     """Move loose entries of at most `max_entry` bytes into a pack, together with those of small packs.
 
-    With `everything`, all packs become one. Return how many entries the new pack has, and how many of them were loose;
-    zeros where there is nothing to do.
+    With `everything`, all packs become one. Damaged entries stay where they are.
     """
-    return store.packing.pack(max_entry, everything, progress)
+    return PackReport(*store.packing.pack(max_entry, everything, progress))
 
 
-def export(store: AnyStore, path: str, *, overwrite: bool = False, progress: Progress = nothing) -> int:
-    """Write all entries to a pack of their own at `path`, at once and synced. Return how many.
+@dataclass
+class ExportReport:
+    """What `export` did.
+
+    Attributes
+    ----------
+    pack : str
+        The file.
+    entries, nbytes : int
+        How many it has, and its size.
+    damaged : list of str
+        The digests of those that were left out, since they are damaged.
+    """
+
+    pack: str
+    entries: int
+    nbytes: int
+    damaged: list[Digest]
+
+
+def export(store: AnyStore, path: str, *, overwrite: bool = False, progress: Progress = nothing) -> ExportReport:
+    """Write all entries that are intact to a pack of their own at `path`, at once and synced.
 
     Raises
     ------
@@ -151,7 +187,8 @@ def export(store: AnyStore, path: str, *, overwrite: bool = False, progress: Pro
         raise NotADirectoryError(f"{path} cannot be a file: name one in a directory that is there")
     if not overwrite and os.path.lexists(path):
         raise FileExistsError(f"{path} is there already: choose another name, or let it be overwritten (--force)")
-    return store.write_to(path, progress)
+    count, damaged = store.write_to(path, progress)
+    return ExportReport(path, count, os.stat(path).st_size, damaged)
 
 
 @dataclass

@@ -121,6 +121,7 @@ def stats(store: AnyStore) -> Stats:
     """Return what fills a container, or an exported pack.
 
     Of packed entries the index alone is read, of loose ones their footers; keys are read of some thousands at most.
+    What moves meanwhile may be counted twice, or not.
     """
     known, facts, loose = about(store), _Facts(), list[str]()
     if isinstance(store, DiskStore):
@@ -156,8 +157,7 @@ def _counting(packs: list[Pack], loose: list[Digest]) -> Iterator[tuple[Pack, se
     """Yield the packs, each with the numbers of those of its entries that others come before."""
     for number, pack in enumerate(packs):
         left_out = {pack.find(digest) for digest in loose}
-        if pack.is_shadowed():
-            left_out.update(set(range(pack.count)).difference(pack.living()))
+        left_out.update(pack.dead())
         for later in packs[:number]:
             if not set(_digests(pack)).isdisjoint(_digests(later)):
                 left_out.update(pack.find(later.digest(i)) for i in range(later.count))

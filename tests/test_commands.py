@@ -92,7 +92,7 @@ def test_help_and_exit_codes_are_there_for_every_command(d):
         assert command in everything
         done = run(command, "--help")
         assert (done.returncode, done.stderr) == (0, "")
-        assert "exit codes: 0" in done.stdout
+        assert "exit codes:\n" in done.stdout
         assert "--json" in done.stdout
     assert run("ls", "no such thing").returncode == 1
     assert run("ls").returncode == 2
@@ -109,6 +109,10 @@ def test_a_container_is_named_by_identifier_or_path(d, tmp_path):
     assert "my results" in done.stderr
     shutil.copytree(d.filename, d.filename.replace("cpython-3", "cpython-9"))
     assert run("path", "my results").stdout.strip() == d.filename
+    assert run("stats").returncode == 0
+    Path(d.filename, "FORMAT").unlink()
+    done = run("stats")
+    assert (done.returncode, len(done.stdout.splitlines())) == (1, 2)
 
 
 @pytest.mark.parametrize("identifier", ["a/b 'c' ü", "json", "x" * 200, "my.data"])
@@ -204,6 +208,11 @@ def test_rm_removes_what_is_named(d):
     done = run("rm", "my results", "'kernel', 3")
     assert done.returncode == 2
     assert "--yes" in done.stderr
+    done = run("rm", "my results", "'kernel', 3", "'kernel', 4", "--dry-run")
+    assert "2 entries would be removed" in done.stderr
+    assert len(done.stdout.splitlines()) == 3
+    assert len(parsed("rm", "my results", "--key", "kernel", "--dry-run")["would_remove"]) == 10
+    assert len(d) == 12
     assert parsed("rm", "my results", "'kernel', 3", "'kernel', 4", "--yes") == {"removed": 2}
     assert parsed("rm", "my results", "--function", "simulate", "--yes") == {"removed": 2}
     assert run("rm", "my results", "--key", "nothing like it").returncode == 0
@@ -217,6 +226,7 @@ def test_clear_and_prune(d):
     done = run("prune", "my results", "--max-entries", "5", "--dry-run")
     assert "7 entries" in done.stderr
     assert len(done.stdout.splitlines()) == 8
+    assert done.stdout.count("kernel") == 7
     assert len(d) == 12
     assert run("prune", "my results", "--max-entries", "5").returncode == 2
     assert parsed("prune", "my results", "--max-entries", "5", "--yes")["left"] == 5
@@ -228,7 +238,7 @@ def test_clear_and_prune(d):
 
 
 def test_pack_export_import(d, tmp_path, monkeypatch):
-    assert parsed("pack", "my results") == {"packed": 12, "were_loose": 12}
+    assert parsed("pack", "my results") == {"packed": 12, "were_loose": 12, "damaged": []}
     assert "nothing to pack" in run("pack", "my results").stderr
     pack = tmp_path / "warm.pack"
     assert parsed("export", "my results", pack)["entries"] == 12
@@ -246,6 +256,37 @@ def test_pack_export_import(d, tmp_path, monkeypatch):
     assert parsed("import", pack)["added"] == 12
     assert PersistentDict("my results")["kernel", 9] == "x" * 900
     assert run("import", tmp_path / "absent").returncode == 1
+
+
+def test_what_pack_and_export_leave_out_is_told(d, tmp_path):
+    damage(d, ("kernel", 3))
+    digest = d._digest(("kernel", 3))[0]
+    done = run("pack", "my results")
+    assert (done.returncode, done.stdout) == (1, f"{digest}: damaged, and left where it is\n")
+    assert "11 entries" in done.stderr
+    assert "verify" in done.stderr
+    for source in ("my results", damaged_pack(tmp_path, d)):
+        pack = tmp_path / f"{source == 'my results'}.pack"
+        done = run("export", source, pack)
+        assert (done.returncode, done.stdout.count("damaged, and left out")) == (1, 1)
+        assert "verify" in done.stderr
+        report = parsed("export", source, pack, "--force")
+        assert (report["entries"], len(report["damaged"])) == (11 if source == "my results" else 10, 1)
+        assert run("verify", pack).returncode == 0
+    done = run(
+        "import", damaged_pack(tmp_path, d), PersistentDict("my results", container_dir=tmp_path / "new").filename
+    )
+    assert (done.returncode, done.stdout.count("damaged, and left out")) == (1, 1)
+
+
+def damaged_pack(directory, d):
+    """Return the path of an exported pack, one of whose eleven entries is damaged."""
+    path = directory / "damaged.pack"
+    if not path.exists():
+        run("export", "my results", path)
+        data = path.read_bytes()
+        path.write_bytes(data.replace(b"x" * 900, b"x" * 899 + b"y"))
+    return path
 
 
 # On a terminal
@@ -269,6 +310,13 @@ def test_a_terminal_gets_tables_and_no_color_means_none(d):
     code, shown = on_terminal("ls", "my results")
     assert code == 0
     assert "\x1b[1m" in shown  # the heads
+    d["a long key" * 20] = 1
+    _, narrow = on_terminal("ls", "my results", environment={"COLUMNS": "80", "NO_COLOR": "1"})
+    assert len(narrow.splitlines()) == 14
+    assert "…" in narrow
+    _, whole = on_terminal("show", "my results", "a long key", environment={"COLUMNS": "80", "NO_COLOR": "1"})
+    assert d.entry_path("a long key" * 20) in whole
+    del d["a long key" * 20]
     _, plain = on_terminal("stats", "my results", environment={"NO_COLOR": "1", "TERM": "dumb"})
     assert "\x1b[" not in plain
     assert "12 (12 loose" in plain

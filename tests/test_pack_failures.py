@@ -168,7 +168,7 @@ def test_a_full_disk_stops_packing_and_loses_nothing_and_pruning_works(small_dis
     prune(store, Limits(max_entries=len(stored) // 3))
     left = dict(d.items())
     assert len(left) == len(stored) // 3
-    assert pack(store)[0] == len(left) or len(list(Path(d.filename, "packs").glob("*.pack"))) == 1
+    assert pack(store).packed == len(left) or len(list(Path(d.filename, "packs").glob("*.pack"))) == 1
     assert dict(d.items()) == left
     with pytest.raises(OSError, match="No space left"):
         for i in range(10_000):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -21,6 +22,7 @@ from persistent_dict import (
     PersistentDict,
     UntrustedContainerError,
     WriteOncePersistentDict,
+    _fs,
     open_readonly,
 )
 from persistent_dict.inspection import open_store, verify
@@ -37,7 +39,9 @@ def make(kind, directory, **options):
 
 
 def pack_up(d, **options):
-    return pack(open_store(d.filename), **options)
+    report = pack(open_store(d.filename), **options)
+    assert report.damaged == []
+    return report.packed, report.were_loose
 
 
 def packs_of(d):
@@ -548,7 +552,7 @@ def test_nothing_is_missed_by_iterating_while_others_pack_and_overwrite(tmp_path
         mine = make(PersistentDict, tmp_path)
         assert sorted(mine) == sorted(("key", i) for i in range(60))
         assert len(mine) == 60
-        assert export(open_store(d.filename), str(tmp_path / "x.pack"), overwrite=True) == 60
+        assert export(open_store(d.filename), str(tmp_path / "x.pack"), overwrite=True).entries == 60
 
     threads = [threading.Thread(target=keep, args=(work,)) for work in (churn, look)]
     for thread in threads:
@@ -591,6 +595,36 @@ def test_a_pack_of_a_shared_container_is_the_groups(tmp_path):
     assert {oct(path.stat().st_mode & 0o777) for path in Path(d.filename, "packs").iterdir()} == {"0o660"}
 
 
+def test_what_is_removed_from_many_packs_is_counted_and_listed_right(tmp_path):
+    d = make(PersistentDict, tmp_path)
+    expected = {}
+    for number in range(3):
+        for i in range(200):
+            d[number, i] = expected[number, i] = (number, i)
+        pack_up(d, **({} if number else {"everything": True}))
+        for i in range(0, 200, 7):
+            del d[number, i], expected[number, i]
+        for i in range(3, 200, 50):
+            d[number, i] = expected[number, i] = "new"
+        for reader in (d, make(PersistentDict, tmp_path)):
+            assert len(reader) == len(expected)
+            assert dict(reader.items()) == expected
+
+
+def test_the_child_of_a_killed_holder_does_not_keep_the_lock(tmp_path):
+    d = filled(PersistentDict, tmp_path, 3)
+    holder = os.fork()
+    if not holder:
+        with _fs.DirectoryLock(d.filename, f"{d.filename}/FORMAT", alone=True):
+            if not os.fork():
+                time.sleep(20)
+                os._exit(0)
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(holder, 0)
+    with _fs.DirectoryLock(d.filename, f"{d.filename}/FORMAT", alone=True, timeout=5):
+        pass
+
+
 # Exported packs
 
 
@@ -602,7 +636,7 @@ def exported(tmp_path):
     for i in range(6, 10):
         d["key", i] = value(i)
     path = str(tmp_path / "warm.pack")
-    assert export(open_store(d.filename), path) == 10
+    assert export(open_store(d.filename), path).entries == 10
     return path
 
 
@@ -637,7 +671,7 @@ def test_a_dictionary_lies_over_read_only_ones(exported, tmp_path):
     p["key", 3] = "mine"
     assert p["key", 3] == "mine"
     assert len(p) == 10
-    with pytest.raises(OSError, match="only read"):
+    with pytest.raises(ContainerError, match="only read"):
         del p["key", 3]
     assert p["key", 3] == "mine"
     p["own"] = 1
@@ -782,7 +816,7 @@ def test_exporting_over_something_must_be_asked_for(exported, tmp_path):
     with pytest.raises(FileExistsError):
         export(open_store(d.filename), exported)
     old = open_readonly(exported)
-    assert export(open_store(d.filename), exported, overwrite=True) == 3
+    assert export(open_store(d.filename), exported, overwrite=True).entries == 3
     assert len(open_readonly(exported)) == 3
     assert len(old) == 10
     assert old["key", 9] == value(9)

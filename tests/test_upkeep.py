@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import time
+import traceback
 from pathlib import Path
 
 import pytest
@@ -267,6 +268,16 @@ def find_digest_of(d, key):
     return d._digest(key)[0]
 
 
+def test_what_was_just_imported_is_not_old(tmp_path):
+    source, d = make(tmp_path / "source"), make(tmp_path)
+    source["old"] = 1
+    used(source, "old", 1000 * HOUR)
+    export(open_store(source.filename), str(tmp_path / "x.pack"))
+    import_pack(str(tmp_path / "x.pack"), d.filename)
+    assert prune(open_store(d.filename), Limits(max_age=10 * HOUR)).removed == []
+    assert dict(d) == {"old": 1}
+
+
 def test_pruning_leaves_what_was_stored_meanwhile(tmp_path):
     d = make(tmp_path)
     for i in range(3):
@@ -361,97 +372,120 @@ def test_what_goes_wrong_with_pruning_is_nothing_for_the_writer(tmp_path, monkey
 # All at once, by processes
 
 
-def storm_reader(directory, stop, failures, strict):
-    """Read entries that are never removed: any miss of them is false."""
-    reads = 0
+def storm_reader(directory, stop, told, rules):
+    """Read all that there is, in every way. What is never removed may not be missed."""
+    reads, strict = 0, rules["strict"]
     while not stop.is_set():
         d = PersistentDict("d", container_dir=directory, in_mem_cache_size=0)
         for _ in range(30):
             for i in range(80):
                 found = d.get(("fixed", i))
-                if found != b"%d" % i * i and (strict or found is not None):
-                    failures.put(f"fixed {i}: {found!r:.60}")
-                    stop.set()
-                counted = d.get(("counter", i % 8))
-                if counted is not None and counted != (i % 8, "x" * counted[2], counted[2]):
-                    failures.put(f"counter {i}: {counted!r:.60}")
-                    stop.set()
+                assert found == b"%d" % i * i or (found is None and not strict), (i, found)
+                number = i % 8
+                before = rules["acknowledged"][number]
+                counted = d.get(("counter", number))
+                if strict or counted is not None:
+                    assert counted[:2] == (number, "x" * (counted[2] % 3000))
+                    assert counted[2] >= before, "an old value came back"
                 reads += 1
-    failures.put(reads)
+        keys = list(d)
+        assert len(keys) == len(set(keys))
+        if strict:
+            assert {("fixed", i) for i in range(80)} | {("counter", i) for i in range(8)} <= set(keys)
+            assert 88 <= len(d) <= 88 + 50
+    told.put(reads)
 
 
-def storm_writer(directory, stop, failures, number):
+def storm_writer(directory, stop, told, rules, number):
     d = PersistentDict("d", container_dir=directory, in_mem_cache_size=0)
     count = 0
     while not stop.is_set():
         count += 1
         for i in range(number, 8, 2):
-            d["counter", i] = (i, "x" * (count % 3000), count % 3000)
-        d.store_if_not_present(("once", count % 50), count)
-        if count % 20 == 0:
-            d.pop(("once", count % 50), None)
-    failures.put(count)
+            d["counter", i] = (i, "x" * (count % 3000), count)
+            rules["acknowledged"][i] = count
+        d.store_if_not_present(("once", number, count % 25), count)
+        assert d.get(("once", number, count % 25), count) == count
+        d.pop(("once", number, count % 25), None)
+    told.put(count)
 
 
-def storm_upkeep(directory, stop, failures, exported, what):
+def storm_upkeep(directory, stop, told, rules, what):
     store = open_store(PersistentDict("d", container_dir=directory).filename)
+    exported, own = str(directory / "x.pack"), str(directory / f"{os.getpid()}.pack")
     rounds = 0
     while not stop.is_set():
         for work in what:
             if work == "pack":
-                pack(store)
+                assert pack(store).damaged == []
             elif work == "pack all":
-                pack(store, everything=True)
+                assert pack(store, everything=True).damaged == []
             elif work == "import":
-                import_pack(exported, store.path)
+                assert import_pack(exported, store.path).damaged == []
+            elif work == "export":
+                assert export(store, own, overwrite=True).damaged == []
+                assert verify(open_store(own)).problems == []
+            elif work == "look":
+                stats(store)
+                listed = list(entries(store))
+                assert [facts.problem for facts in listed if facts.problem] == []
+                assert len(listed) >= 88 * rules["strict"]
+                assert verify(store).problems == []
             elif work == "repair":
-                for error, _ in repair(store).set_aside:
-                    failures.put(str(error))
-                    stop.set()
+                assert repair(store).set_aside == []
             elif work == "prune":
                 prune(store, Limits(max_entries=120))
             elif work == "clear":
                 clear(store)
                 time.sleep(0.05)
         rounds += 1
-    failures.put(rounds)
+    told.put(rounds)
+
+
+def storm_process(role, directory, stop, told, *args):
+    try:
+        role(directory, stop, told, *args)
+    except BaseException:
+        stop.set()
+        told.put(traceback.format_exc())
 
 
 @pytest.mark.storm
-@pytest.mark.parametrize("what", [["pack", "import", "pack all"], ["pack", "repair", "import"],
-                                  ["pack", "prune", "import", "repair", "clear"]])  # fmt: skip
+@pytest.mark.parametrize("what", [["pack", "import", "pack all"], ["pack", "look", "repair", "import", "export"],
+                                  ["pack", "prune", "import", "repair", "look", "clear"]])  # fmt: skip
 def test_readers_and_writers_run_through_upkeep(what, tmp_path):
     source = PersistentDict("d", container_dir=tmp_path / "source")
     for i in range(80):
         source["fixed", i] = b"%d" % i * i
     exported = str(tmp_path / "x.pack")
     export(open_store(source.filename), exported)
-    import_pack(exported, PersistentDict("d", container_dir=tmp_path).filename)
+    d = make(tmp_path)
+    import_pack(exported, d.filename)
+    for i in range(8):
+        d["counter", i] = (i, "", 0)
     context = multiprocessing.get_context("spawn")
-    stop, failures = context.Event(), context.Queue()
-    strict = "clear" not in what
-    upkeep = (tmp_path, stop, failures, exported)
+    stop, told = context.Event(), context.Queue()
+    rules = {"strict": "clear" not in what, "acknowledged": context.Array("q", 8)}
     work = [
-        *[(storm_reader, (tmp_path, stop, failures, strict))] * 2,
-        *[(storm_writer, (tmp_path, stop, failures, number)) for number in (0, 1)],
-        (storm_upkeep, (*upkeep, what)),
-        (storm_upkeep, (*upkeep, what[::-1])),
+        *[(storm_reader, tmp_path, stop, told, rules)] * 2,
+        *[(storm_writer, tmp_path, stop, told, rules, number) for number in (0, 1)],
+        (storm_upkeep, tmp_path, stop, told, rules, what),
+        (storm_upkeep, tmp_path, stop, told, rules, what[::-1]),
     ]
-    processes = [context.Process(target=target, args=args) for target, args in work]
+    processes = [context.Process(target=storm_process, args=args) for args in work]
     for process in processes:
         process.start()
     stop.wait(STORM_SECONDS)
     stop.set()
-    told = []
+    ends = [told.get(timeout=120) for _ in processes]
     for process in processes:
         process.join(60)
-    while not failures.empty():
-        told.append(failures.get())
+    assert [end for end in ends if isinstance(end, str)] == []
+    assert all(ends)
     assert [process.exitcode for process in processes] == [0] * len(processes)
-    assert [text for text in told if isinstance(text, str)] == []
-    assert len(told) == len(processes)
-    assert all(told)
-    d = make(tmp_path)
+    for i in range(8) if rules["strict"] else ():
+        assert make(tmp_path)["counter", i][2] == rules["acknowledged"][i]
     assert verify(open_store(d.filename)).problems == []
+    assert os.listdir(Path(d.filename, "tmp")) == []
     import_pack(exported, d.filename)
-    assert all(d["fixed", i] == b"%d" % i * i for i in range(80))
+    assert all(make(tmp_path)["fixed", i] == b"%d" % i * i for i in range(80))

@@ -120,7 +120,7 @@ class Container:
         if not os.path.isdir(f"{self.path}/entries"):
             return "This is no container of persistent_dict."
         if self._format_name is None:
-            return "The program that uses the container tells how to mend it, when it opens it."
+            return "Open its dictionary in Python, as its program does: the error then has the command that mends it."
         text = self._new_format().replace("\n", "\\n")
         return (
             "If it is the container of this dictionary, write the file anew:  "

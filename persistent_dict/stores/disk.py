@@ -220,27 +220,25 @@ class DiskStore(MutableStore):
             loose = list(self.loose.digests())
             self.packs.refresh()
             known = self.packs.known
-            is_plain = len(known) == 1 and not known[0].is_shadowed() and not seen
             for digest in loose:
-                if digest not in seen and not (is_plain and known[0].find(digest) >= 0):
+                place = self.packs.find(digest)
+                if digest not in seen and (place is None or place[2]):
                     seen.add(digest)
                     yield digest, None
-            if is_plain:
-                yield from ((known[0].digest(i), (known[0], i)) for i in range(known[0].count))
-            for pack in () if is_plain else known:
+            for pack in known:
+                dead = pack.dead()
                 for i in range(pack.count):
                     digest = pack.digest(i)
-                    if digest not in seen and self._is_somewhere(digest):
+                    if digest in seen or (i in dead and self._info(digest) is None):  # it may be loose since a moment
+                        continue
+                    if len(known) > 1:
                         seen.add(digest)
-                        yield digest, None
+                    yield digest, None if i in dead else (pack, i)
             self.packs.refresh()
             if self.packs.known == known:
                 return
-            if is_plain:
-                seen.update(known[0].digest(i) for i in range(known[0].count))
-
-    def _is_somewhere(self, digest: Digest) -> bool:
-        return self.packs.find(digest) is not None or self._info(digest) is not None
+            if len(known) == 1:
+                seen.update(map(known[0].digest, range(known[0].count)))
 
     def digests(self) -> Iterator[Digest]:
         """Yield the digests of all entries, also of loose ones without a value file."""
@@ -384,8 +382,9 @@ class DiskStore(MutableStore):
         """Add the entries of a pack that are not there yet. Return how many, and the digests of those damaged."""
         return self._in_container(lambda: self.packing.take_in(pack, progress))
 
-    def write_to(self, path: str, progress: Callable[[int, int], object]) -> int:
-        """Write all entries to a pack at `path`, in place of what is there. Return how many."""
+    def write_to(self, path: str, progress: Callable[[int, int], object]) -> tuple[int, list[Digest]]:
+        """Write all entries to a pack at `path`, in place of what is there. Return how many, and the digests of those
+        that are left out because they are damaged."""
         return self.packing.write_to(path, progress)
 
     def _is_packed(self, digest: Digest) -> bool:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from errno import EROFS
-
-from persistent_dict.errors import InvalidEntryError
+from persistent_dict.errors import ContainerError, InvalidEntryError
 from persistent_dict.stores.base import MutableStore
 
 TYPE_CHECKING = False
@@ -23,7 +21,7 @@ class LayeredStore(MutableStore):
     Notes
     -----
     What is below is never changed: `add` says False for what is there intact; `set` overwrites it in `near`; `delete`
-    raises an `OSError` (EROFS), since it would come back; `clear` clears `near` alone.
+    raises a `ContainerError`, since it would come back; `clear` clears `near` alone.
     """
 
     def __init__(self, near: MutableStore, below: Sequence[Reader]) -> None:
@@ -78,7 +76,10 @@ class LayeredStore(MutableStore):
     def delete(self, digest: Digest) -> bool:
         holding = self._holding(digest)
         if holding is not None:
-            raise OSError(EROFS, "the entry is in a place that is only read", holding.place(digest))
+            raise ContainerError(
+                holding.place(digest),
+                "the entry is in a dictionary that is only read (over=), and would come back: overwrite it",
+            )
         return self.near.delete(digest)
 
     def quarantine(self, digest: Digest, *, unloadable: bool = False) -> str:

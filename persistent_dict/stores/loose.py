@@ -316,6 +316,8 @@ class LooseStore(MutableStore):
                 place = self._new_stage()
                 if _fs.rename_if_there(source, place):
                     trash.append(place)
+                    if self._durability == "durable":
+                        _fs.sync_directory(os.path.dirname(source))
         return trash
 
     def set_apart_all(self) -> list[str]:

@@ -154,16 +154,18 @@ class PackFile(Store):
         self.write_to(self.path, progress)
         return [(problem, kept) for problem in found]
 
-    def write_to(self, path: str, progress: Callable[[int, int], object]) -> int:
-        """Write all entries that are intact to a pack at `path`, in place of what is there. Return how many."""
-        return write_pack(path, self._members(progress), self.pack.about)
+    def write_to(self, path: str, progress: Callable[[int, int], object]) -> tuple[int, list[Digest]]:
+        """Write all entries to a pack at `path`, in place of what is there. Return how many, and the digests of those
+        that are left out because they are damaged."""
+        damaged: list[Digest] = []
+        return write_pack(path, self._members(damaged, progress), self.pack.about), damaged
 
-    def _members(self, progress: Callable[[int, int], object]) -> Iterator[Member]:
+    def _members(self, damaged: list[Digest], progress: Callable[[int, int], object]) -> Iterator[Member]:
         for i in self.pack.living():
             try:
                 yield packed(self.pack, i)
             except Damage:
-                continue
+                damaged.append(self.pack.digest(i))
             finally:
                 progress(i + 1, self.pack.count)
 

@@ -13,6 +13,7 @@ from array import array
 from errno import EDQUOT, ENOSPC
 from hashlib import blake2b
 from itertools import groupby
+from time import time
 from zlib import crc32
 
 from persistent_dict import _fs
@@ -180,10 +181,11 @@ class Packing:
 
     # From loose files into a pack
 
-    def pack(self, max_entry: int, everything: bool, progress: Progress) -> tuple[int, int]:
+    def pack(self, max_entry: int, everything: bool, progress: Progress) -> tuple[int, int, list[Digest]]:
         """Move loose entries of at most `max_entry` bytes into a pack, together with those of small packs.
 
-        Return how many entries the new pack has, and how many of them were loose.
+        Return how many entries the new pack has, how many of them were loose, and the digests of those that stay where
+        they are because they are damaged.
         """
         self._packs.refresh()
         folded = self._to_fold(everything)
@@ -204,7 +206,7 @@ class Packing:
                 sources.pop(digest, None)
         self._remove_loose(left_over)
         if None not in sources.values() and len(folded) < 2 and not any(pack.is_shadowed() for pack in folded):
-            return 0, 0
+            return 0, 0, []
         return self._move(sources, folded, progress)
 
     def _loose_info(self, digest: Digest) -> EntryInfo | None:
@@ -229,15 +231,17 @@ class Packing:
 
     def _move(
         self, sources: dict[Digest, tuple[Pack, int] | None], folded: list[Pack], progress: Progress
-    ) -> tuple[int, int]:
+    ) -> tuple[int, int, list[Digest]]:
         moved: dict[Digest, object] = {}  # with what tells whether the loose entry is still the same
+        damaged = []
         stamps: list[object] = []
         self._make_place()
         with self._writer() as writer:
             for done, (digest, source) in enumerate(sorted(sources.items()), 1):
                 try:
                     stamp, member = (None, packed(*source)) if source else self._loose.raw(digest)
-                except (Damage, InvalidEntryError):  # stays where it is
+                except (Damage, InvalidEntryError):
+                    damaged.append(digest)
                     folded = [pack for pack in folded if source is None or pack is not source[0]]
                     continue
                 if member is not None:  # else it was removed meanwhile
@@ -262,7 +266,7 @@ class Packing:
                 count = self._publish(writer, is_current)
                 self._retire([pack for pack in folded if self._is_replaced(pack)])
         self._remove_loose(moved)
-        return count, len(moved)
+        return count, len(moved), damaged
 
     def _is_replaced(self, pack: Pack) -> bool:
         """Whether every entry of a pack is in a later one, or was overwritten by a loose one."""
@@ -301,13 +305,13 @@ class Packing:
 
     def take_in(self, pack: Pack, progress: Progress) -> tuple[int, list[Digest]]:
         """Add the entries of a pack that are not there yet. Return how many, and the digests of those damaged."""
-        damaged = []
+        damaged, now = [], time()
         self._make_place()
         with self._writer() as writer:
             for i in pack.living():
                 if not self.has(pack.digest(i)):
                     try:
-                        writer.add(packed(pack, i))
+                        writer.add(packed(pack, i)._replace(used_at=now))  # else a limit of age would undo it at once
                     except Damage:
                         damaged.append(pack.digest(i))
                 progress(i + 1, pack.count)
@@ -341,7 +345,7 @@ class Packing:
             trash = self._loose.set_apart(digests)
             try:
                 for pack in holding:
-                    if len(pack.living()) <= pack.count * _ALIVE or pack.size < _SMALL_PACK:
+                    if pack.share_alive() <= _ALIVE or pack.size < _SMALL_PACK:
                         self._rewrite(pack, set())
             except OSError as error:
                 if error.errno not in _NO_ROOM:
@@ -468,32 +472,35 @@ class Packing:
 
     # A pack for elsewhere
 
-    def write_to(self, path: str, progress: Progress) -> int:
-        """Write all entries to a pack at `path`, in place of what is there. Return how many."""
+    def write_to(self, path: str, progress: Progress) -> tuple[int, list[Digest]]:
+        """Write all entries to a pack at `path`, in place of what is there. Return how many, and the digests of those
+        that are left out because they are damaged."""
+        damaged: list[Digest] = []
         digests = set(self._loose.digests())  # before the packs: what moves meanwhile is then seen twice, not never
         self._packs.refresh()
         for pack in self._packs.known:
             digests.update(map(pack.digest, range(pack.count)))  # the dead, too: a loose one may come first
-        return write_pack(path, self._members(digests, progress), self._about())
+        return write_pack(path, self._members(digests, damaged, progress), self._about()), damaged
 
-    def _members(self, digests: set[Digest], progress: Progress) -> Iterator[Member]:
+    def _members(self, digests: set[Digest], damaged: list[Digest], progress: Progress) -> Iterator[Member]:
         for done, digest in enumerate(sorted(digests), 1):
-            member = self._member(digest)
-            if member is not None:
-                yield member
+            try:
+                member = self._member(digest)
+            except (Damage, InvalidEntryError):
+                damaged.append(digest)
+            else:
+                if member is not None:
+                    yield member
             progress(done, len(digests))
 
     def _member(self, digest: Digest) -> Member | None:
-        """Return an entry as readers see it, None where it was removed meanwhile or is damaged."""
+        """Return an entry as readers see it, None where it was removed meanwhile."""
         while True:
             known = self._packs.known
             found = self._packs.find(digest)
-            try:
-                member = self._loose.raw(digest)[1] if found is None or found[2] else None
-                if member is None and found is not None:
-                    member = packed(found[0], found[1])
-            except (Damage, InvalidEntryError):
-                return None
+            member = self._loose.raw(digest)[1] if found is None or found[2] else None
+            if member is None and found is not None:
+                member = packed(found[0], found[1])
             if member is not None:
                 return member
             self._packs.refresh()

@@ -36,6 +36,7 @@ import sys
 import time
 from array import array
 from errno import EBADF, ENOENT, ENOTDIR, ESTALE
+from itertools import repeat
 from operator import le
 from stat import S_ISREG
 from struct import Struct
@@ -164,6 +165,7 @@ class Pack:
         self._checksums: tuple[int, ...] = ()
         self._columns: dict[str, Any] = {}
         self._usage: Usage | None = None
+        self._gone: set[int] | None = None  # entries that are known to be dead
         try:
             self.fd = _fs.open_file(path)
         except OSError as error:
@@ -342,6 +344,8 @@ class Pack:
             for i in map(self.find, digests) if dead else ():
                 if i >= 0 and self._mark_at(i) < self.size:
                     os.pwrite(fd, inverted(self._mark), self._mark_at(i))
+                    if self._gone is not None:
+                        self._gone.add(i)
             if durability in ("consistent", "durable"):
                 os.fsync(fd)
         finally:
@@ -353,11 +357,25 @@ class Pack:
             return False
         return os.pread(self.fd, MARK_SIZE, self._mark_at(i)) == inverted(self._mark)
 
+    def dead(self) -> set[int]:
+        """Return the numbers of the entries that were overwritten or removed."""
+        if not self.is_shadowed():
+            return set()
+        ends = map(sum, zip(self._begins, self._value_sizes, self._key_sizes, strict=True))
+        marks = map(os.pread, repeat(self.fd), repeat(MARK_SIZE), map(min, ends, repeat(self.size)))
+        is_dead = inverted(self._mark).__eq__
+        self._gone = {i for i, mark in enumerate(marks) if is_dead(mark)}
+        return self._gone.copy()
+
     def living(self) -> Sequence[int]:
         """Return the numbers of the entries that were not overwritten or removed."""
-        if not self.is_shadowed():
-            return range(self.count)
-        return [i for i in range(self.count) if not self.is_dead(i)]
+        dead = self.dead()
+        return [i for i in range(self.count) if i not in dead] if dead else range(self.count)
+
+    def share_alive(self) -> float:
+        """Return what part of the entries is not dead, as far as this process has looked."""
+        gone = self.dead() if self._gone is None else self._gone
+        return 1 - len(gone) / self.count if self.count else 0.0
 
     def _mark_at(self, i: int) -> int:
         return int(self._begins[i] + self._value_sizes[i] + self._key_sizes[i])
