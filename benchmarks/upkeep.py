@@ -2,15 +2,18 @@
 
     python -m benchmarks.upkeep [--quick] [--dir DIR ...]
 
-Five questions. Every step is a process of its own, in turn, round after round; the page cache is warm.
+Five questions. Every step is a process of its own, in turn, round after round; the page cache is warm, unless said
+otherwise.
 
 - a hit: a new process opens a store of 100,000 values of 1,000 bytes and fetches 5,000 of its keys, each once;
   microseconds each, beside raw LMDB with pickle on top, pytools and diskcache. Each round has other keys, so that a
   packed hit notes that the entry was used, which it does once an hour; "again" is the same keys in another process;
-- packing 100,000 loose entries: seconds, memory, what they take on disk before and after;
+- packing 100,000 loose entries: seconds, memory, what they take on disk before and after; beside `rm -rf` of a copy of
+  those entries, since what is packed is removed;
 - 1,000,000 tiny packed entries: opening, the first hit, counting, `survey.stats`, and the memory of the open index;
 - `inspection.verify`, beside reading the same file with `cat`. The yardstick is `cat FILE >/dev/null`: it copies
-  every byte out of the page cache, as the read loop beside it does, and looks at none; its time includes its start;
+  every byte out of the page cache, as the read loop beside it does, and looks at none; its time includes its start.
+  "From the disk": the file was dropped from the page cache before;
 - export and import of 100,000 entries.
 
 `--quick`: a tenth of the entries. Each library gets its fairest settings (said at its class) and a new directory; all
@@ -246,9 +249,11 @@ def stats(path: str) -> float:
     return time.perf_counter() - begin
 
 
-def check(path: str) -> float:
-    """Return the seconds that `verify` takes."""
+def check(path: str, dropped: str = "") -> float:
+    """Return the seconds that `verify` takes; from the disk, where a pack is to be `dropped` from the cache."""
     store = open_store(path)
+    if dropped:
+        drop(dropped)
     begin = time.perf_counter()
     if verify(store).problems:
         raise RuntimeError("damage")
@@ -316,10 +321,14 @@ def ask_hits(base: str, rounds: int, count: int) -> Figures:
 
 
 def ask_packing(directories: list[str]) -> Figures:
-    """Return what packing takes, and what it leaves."""
+    """Return what packing takes, and what it leaves. Removing a copy takes its turn before or after it."""
     figures: Figures = {}
-    for path in map(container, directories):
+    for round_, path in enumerate(map(container, directories)):
         loose = on_disk(path)
+        subprocess.run(["cp", "-a", f"{path}/entries", f"{path} copy"], check=True)
+        os.sync()
+        if round_ % 2:
+            _note(figures, "rm -rf", seconds=_shell('rm -rf "$0"', f"{path} copy"))
         seconds, most, before = alone(pack, path)
         (packed, inodes), (taken, net, bare) = on_disk(path), pack_sizes(path)
         _note(
@@ -339,6 +348,8 @@ def ask_packing(directories: list[str]) -> Figures:
                 "on disk, MB, packed, the whole container": packed / MB,
             },
         )
+        if not round_ % 2:
+            _note(figures, "rm -rf", seconds=_shell('rm -rf "$0"', f"{path} copy"))
     return figures
 
 
@@ -370,6 +381,8 @@ def ask_checks(stores: dict[str, str], rounds: int) -> Figures:
             file = packs_of(open_store(path))[0].path
             size = os.stat(file).st_size / MB
             for library, seconds in (
+                (f"{OURS}, from the disk", alone(check, path, file)),
+                ("cat FILE >/dev/null, from the disk", _shell('cat "$0" >/dev/null', drop(file))),
                 (OURS, alone(check, path)),
                 ("cat FILE >/dev/null", _shell('cat "$0" >/dev/null', file)),
                 ("cat FILE, piped into cat >/dev/null", _shell('cat "$0" | cat >/dev/null', file)),
@@ -377,6 +390,14 @@ def ask_checks(stores: dict[str, str], rounds: int) -> Figures:
             ):
                 _note(figures, library, **{f"MB a second, {values}": size / seconds})
     return figures
+
+
+def drop(path: str) -> str:
+    """Let a file's pages go from the cache. Return its path."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return path
 
 
 def _shell(command: str, file: str) -> float:
@@ -392,7 +413,7 @@ def ask_moving(base: str, loose: str, packed: str, rounds: int) -> Figures:
         for which, directory in (("loose", loose), ("packed", packed)):
             path = f"{base}/{which} {round_}.pack"
             _note(figures, OURS, **{f"export of {which} entries, seconds": alone(export, container(directory), path)})
-        _note(figures, OURS, **{"import, seconds": alone(import_, path, f"{base}/imported {round_}")})
+        _note(figures, OURS, **{"import, seconds": alone(import_, path, container(f"{base}/imported {round_}"))})
     return figures
 
 
