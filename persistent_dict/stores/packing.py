@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 _NO_ROOM = frozenset({EDQUOT, ENOSPC})
 _ALIVE = 0.75  # share of a pack's entries; it is written anew when fewer are left
 _SMALL_PACK = 4 * 1024 * 1024  # bytes; a smaller one is written anew at once
+_REMOVERS = 4  # threads; the disk is what they wait for
 _BATCH = 4 * 1024 * 1024  # bytes; written at once
 
 
@@ -188,14 +189,14 @@ class Packing:
         they are because they are damaged.
         """
         self._packs.refresh()
-        folded = self._to_fold(everything)
+        infos = {digest: self._loose_info(digest) for digest in list(self._loose.digests())}
+        folded = self._to_fold(everything, sum(info.nbytes for info in infos.values() if info is not None))
         sources: dict[Digest, tuple[Pack, int] | None] = {}
         for pack in reversed(folded):
             sources.update((pack.digest(i), (pack, i)) for i in pack.living())
         left_over: dict[Digest, object] = {}
-        for digest in list(self._loose.digests()):
+        for digest, info in infos.items():
             found = self._packs.find(digest)
-            info = self._loose_info(digest)
             if info is None:  # a directory without a value hides nothing
                 continue
             if found is not None and not found[2]:
@@ -216,13 +217,13 @@ class Packing:
         except InvalidEntryError:
             return None
 
-    def _to_fold(self, everything: bool) -> list[Pack]:
-        """Return the packs to be joined with what is loose, latest first: those with entries that were overwritten, and
-        those that are small beside the rest, so that the number of packs grows with the logarithm of their size."""
+    def _to_fold(self, everything: bool, total: int) -> list[Pack]:
+        """Return the packs to be joined with `total` bytes that are loose, latest first: those with entries that were
+        overwritten, and those that are small beside the rest, so that the number of packs grows with the logarithm of
+        their size."""
         whole = [pack for pack in self._packs.known if not pack.problem and pack.is_there()]
         folded = [pack for pack in whole if everything or pack.is_shadowed()]
-        infos = map(self._loose_info, self._loose.digests())
-        total = sum(pack.size for pack in folded) + sum(info.nbytes for info in infos if info is not None)
+        total += sum(pack.size for pack in folded)
         for pack in sorted(whole, key=lambda pack: pack.size):
             if pack not in folded and pack.size < 2 * total:
                 folded.append(pack)
@@ -285,14 +286,19 @@ class Packing:
     def _remove_loose(self, stamps: dict[Digest, object]) -> int:
         """Remove loose entries that are in a pack: whose stamp is the one given, or which are never looked at. Return
         how many."""
-        total = 0
-        for _, shard in groupby(sorted(stamps), key=lambda digest: digest[:2]):  # others wait for one at a time
-            with self._alone():
-                self._packs.refresh()
-                removed = [digest for digest in shard if self._is_spare(digest, stamps)]
-                trash = self._loose.set_apart(removed)
-            _fs.remove_all(trash)
-            total += len(removed)
+        from concurrent.futures import ThreadPoolExecutor
+
+        total, removals = 0, []
+        with ThreadPoolExecutor(_REMOVERS) as pool:
+            for _, shard in groupby(sorted(stamps), key=lambda digest: digest[:2]):  # others wait for one at a time
+                with self._alone():
+                    self._packs.refresh()
+                    removed = [digest for digest in shard if self._is_spare(digest, stamps)]
+                    trash = self._loose.set_apart(removed)
+                removals.append(pool.submit(_fs.remove_all, trash))
+                total += len(removed)
+        for removal in removals:
+            removal.result()
         return total
 
     def _is_spare(self, digest: Digest, stamps: dict[Digest, object]) -> bool:
