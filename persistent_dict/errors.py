@@ -154,9 +154,19 @@ class UnloadableEntryError(InvalidEntryError):
         cures = [
             "  the bytes pass their checks, so the cause lies in the code: has a class or module moved or changed?"
         ]
-        if self.entry:
-            cures.append(f"  to remove the entry, so that it is computed again:  rm -rf {shell_quoted(self.entry)}")
+        removal = self._removal()
+        if removal:
+            cures.append(f"  to remove the entry, so that it is computed again:  {removal}")
         return cures
+
+    def _removal(self) -> str:
+        """Return the command that removes the entry, "" where it is in a pack that is only read."""
+        pack, _, digest = self.entry.rpartition(":")
+        if len(digest) != 40 or not pack:
+            return self.entry and f"rm -rf {shell_quoted(self.entry)}"
+        if pack == self.container:
+            return ""
+        return f"{python_command()} -m persistent_dict rm {shell_quoted(self.container)} {digest}"
 
 
 class RecursiveComputationError(PersistentDictError, RuntimeError):

@@ -16,7 +16,14 @@ from pathlib import Path
 
 import pytest
 
-from persistent_dict import InvalidEntryError, PersistentDict, UntrustedContainerError, memoize
+from persistent_dict import (
+    InvalidEntryError,
+    PersistentDict,
+    UnloadableEntryError,
+    UntrustedContainerError,
+    memoize,
+    open_readonly,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = [sys.executable, "-m", "persistent_dict"]
@@ -421,6 +428,29 @@ def test_every_command_that_an_error_recommends_mends(packed, number, d):
     assert reader["kernel", 8] == "x" * 800
     reader["kernel", 9] = "healed"
     assert reader["kernel", 9] == "healed"
+
+
+class Moved:
+    """A class that a later version of a program no longer has."""
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_does_not_decode_is_removed_by_the_command_of_the_error(packed, d, monkeypatch, tmp_path):
+    d["kernel", 9] = Moved()
+    run("export", "my results", tmp_path / "x.pack")
+    if packed:
+        run("pack", "my results")
+    monkeypatch.delitem(globals(), "Moved")
+    reader = PersistentDict("my results", in_mem_cache_size=0)
+    with pytest.raises(UnloadableEntryError) as caught:
+        reader["kernel", 9]
+    command = str(caught.value).splitlines()[-1].partition(":  ")[2]
+    subprocess.run(["sh", "-c", f"{command}{' --yes' if packed else ''}"], check=True, capture_output=True)
+    assert reader.get(("kernel", 9)) is None
+    assert len(reader) == 11
+    with pytest.raises(UnloadableEntryError) as caught:
+        open_readonly(tmp_path / "x.pack")["kernel", 9]
+    assert "to remove" not in str(caught.value)
 
 
 def test_the_command_for_an_untrusted_place_mends_it(d):
