@@ -288,17 +288,15 @@ class Packing:
         how many."""
         from concurrent.futures import ThreadPoolExecutor
 
-        total, removals = 0, []
+        total, trash = 0, []
+        for _, shard in groupby(sorted(stamps), key=lambda digest: digest[:2]):  # others wait for one at a time
+            with self._alone():
+                self._packs.refresh()
+                removed = [digest for digest in shard if self._is_spare(digest, stamps)]
+                trash.append(self._loose.set_apart(removed))
+            total += len(removed)
         with ThreadPoolExecutor(_REMOVERS) as pool:
-            for _, shard in groupby(sorted(stamps), key=lambda digest: digest[:2]):  # others wait for one at a time
-                with self._alone():
-                    self._packs.refresh()
-                    removed = [digest for digest in shard if self._is_spare(digest, stamps)]
-                    trash = self._loose.set_apart(removed)
-                removals.append(pool.submit(_fs.remove_all, trash))
-                total += len(removed)
-        for removal in removals:
-            removal.result()
+            list(pool.map(_fs.remove_all, trash))
         return total
 
     def _is_spare(self, digest: Digest, stamps: dict[Digest, object]) -> bool:
