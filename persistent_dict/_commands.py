@@ -285,7 +285,8 @@ def rm(options: Namespace) -> int:
     if options.dry_run:
         return _would_be_removed(options, chosen)
     digests = [facts.digest for facts in chosen]
-    refused = _may(options, f"Remove {_many(len(digests), 'entry', 'entries')} of {store.path}?") if digests else None
+    what = f"{digests[0][:12]}, {chosen[0].key[:80]}," if len(chosen) == 1 else _many(len(chosen), "entry", "entries")
+    refused = _may(options, f"Remove {what} of {store.path}?") if digests else None
     if refused is not None:
         return refused
     return _removed(options, remove(store, digests))
@@ -325,11 +326,10 @@ def prune(options: Namespace) -> int:
     limits = Limits(options.max_bytes, options.max_entries, options.max_age)
     plan = prune(store, limits, dry_run=True)
     if not options.dry_run:
-        if plan.removed:
-            refused = _may(
-                options,
-                f"Remove {_many(len(plan.removed), 'entry', 'entries')} ({as_size(plan.freed)}) of {store.path}?",
-            )
+        if plan.removed or plan.quarantined:
+            old = f" and {plan.quarantined} that were set aside long ago" if plan.quarantined else ""
+            what = f"{_many(len(plan.removed), 'entry', 'entries')} ({as_size(plan.freed)}){old}"
+            refused = _may(options, f"Remove {what} of {store.path}?")
             if refused is not None:
                 return refused
         plan = prune(store, limits)
@@ -368,16 +368,19 @@ def pack(options: Namespace) -> int:
         say(f"a new pack has {_many(report.packed, 'entry', 'entries')}, {report.were_loose} of which were loose")
     else:
         say("there is nothing to pack")
-    return _left_out(options, report.damaged, "left where it is", store.path)
+    return _left_out(options, report, "left where it is", store.path)
 
 
-def _left_out(options: Namespace, digests: list[str], how: str, path: str) -> int:
+def _left_out(options: Namespace, report: Any, how: str, path: str) -> int:
     """Tell which entries were left out because they are damaged. Return the exit code."""
-    if digests and not options.json:
-        for digest in digests:
+    is_damaged = bool(report.damaged or report.lost)
+    if is_damaged and not options.json:
+        for digest in report.damaged:
             print(f"{digest}: damaged, and {how}")
-        say(f"what is wrong with {'it' if len(digests) == 1 else 'them'}:  {_command('verify', path)}")
-    return 1 if digests else 0
+        for problem in report.lost:
+            print(f"{problem.path}: {problem.reason}")
+        say(f"what is wrong:  {_command('verify', path)}")
+    return int(is_damaged)
 
 
 def export(options: Namespace) -> int:
@@ -390,7 +393,7 @@ def export(options: Namespace) -> int:
         _terminal.print_json(asdict(report))
     else:
         say(f"{_many(report.entries, 'entry', 'entries')} ({as_size(report.nbytes)}) written to {report.pack}")
-    return _left_out(options, report.damaged, "left out", store.path)
+    return _left_out(options, report, "left out", store.path)
 
 
 def import_(options: Namespace) -> int:
@@ -402,7 +405,7 @@ def import_(options: Namespace) -> int:
         _terminal.print_json(asdict(report))
     else:
         say(f"{_many(report.added, 'entry', 'entries')} added to {report.container}, {report.kept} were there")
-    return _left_out(options, report.damaged, "left out", options.pack)
+    return _left_out(options, report, "left out", options.pack)
 
 
 # Words

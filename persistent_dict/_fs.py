@@ -10,7 +10,8 @@ import os
 import stat
 import sys
 import time
-from errno import EEXIST, EINVAL, ELOOP, ENOTDIR, ENOTEMPTY, ENOTSUP, ENXIO, ETIMEDOUT
+from _thread import get_ident
+from errno import EBADF, EEXIST, EINVAL, ELOOP, ENOTDIR, ENOTEMPTY, ENOTSUP, ENXIO, ESTALE, ETIMEDOUT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,6 +53,21 @@ def open_quietly(path: str, dir_fd: int | None = None) -> int:
 def open_directory(path: str) -> int:
     """Return a descriptor for a directory, not for a link to one."""
     return os.open(path, _DIRECTORY)
+
+
+def identity(status: os.stat_result) -> tuple[int, int]:
+    """Return what tells a file from all others."""
+    return status.st_dev, status.st_ino
+
+
+def is_still(fd: int, known: tuple[int, int]) -> bool:
+    """Whether a descriptor is still that of a file, as it is not where somebody has closed all of a process's."""
+    try:
+        return identity(os.fstat(fd)) == known
+    except OSError as error:
+        if error.errno not in (EBADF, ESTALE):
+            raise
+        return False
 
 
 def read_into(fd: int, buffer: memoryview, offset: int) -> bool:
@@ -118,6 +134,15 @@ def close_quietly(fd: int) -> None:
     try:
         os.close(fd)
     except OSError:  # an earlier error is on its way, and tells more, or nothing can have been lost
+        return
+
+
+def close_if_still(fd: int, known: tuple[int, int]) -> None:
+    """Close a descriptor that is still a file's."""
+    try:
+        if fd >= 0 and is_still(fd, known):
+            os.close(fd)
+    except OSError:  # as above
         return
 
 
@@ -429,7 +454,7 @@ class DirectoryLock:
     `OSError`. A forked child has none of its parent's.
     """
 
-    held: ClassVar[set[int]] = set()
+    held: ClassVar[dict[int, tuple[int, str]]] = {}  # which thread has a descriptor, and for what
 
     def __init__(self, path: str, gate: str, *, alone: bool = False, timeout: float = 60.0) -> None:
         self._path = path
@@ -439,12 +464,14 @@ class DirectoryLock:
         self._fds: list[int] = []
 
     def __enter__(self) -> None:
+        self._free_forgotten()
         end = time.monotonic() + self._timeout
         try:
             self._take(self._gate, end)
             self._take(self._path, end)
             if not self._alone:
-                self._free(self._fds.pop(0))
+                self._free(self._fds[0])
+                del self._fds[0]
         except BaseException:
             self.__exit__()
             raise
@@ -453,7 +480,7 @@ class DirectoryLock:
         from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, flock
 
         self._fds.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-        self.held.add(self._fds[-1])
+        self.held[self._fds[-1]] = get_ident(), self._path
         while True:
             try:
                 flock(self._fds[-1], (LOCK_EX if self._alone else LOCK_SH) | LOCK_NB)
@@ -471,7 +498,8 @@ class DirectoryLock:
     def __exit__(self, *exception: object) -> None:
         try:
             while self._fds:
-                self._free(self._fds.pop())
+                self._free(self._fds[-1])
+                del self._fds[-1]
         finally:
             if self._fds:  # an interrupt
                 self.__exit__()
@@ -486,14 +514,20 @@ class DirectoryLock:
         except OSError:  # no locks here
             pass
         finally:
-            self.held.discard(fd)
+            self.held.pop(fd, None)
             close_quietly(fd)  # nothing was written
+
+    def _free_forgotten(self) -> None:
+        """Free what this thread has held since an interrupt came between the end of a ``with`` and its clean-up."""
+        mine = get_ident(), self._path
+        for fd in [fd for fd, holder in list(self.held.items()) if holder == mine]:
+            self._free(fd)
 
     @classmethod
     def forget(cls) -> None:
         """Close a forked child's copies, with which the lock would outlive a killed parent."""
         while cls.held:
-            close_quietly(cls.held.pop())
+            close_quietly(cls.held.popitem()[0])
 
 
 os.register_at_fork(after_in_child=DirectoryLock.forget)

@@ -130,7 +130,7 @@ def _add_looking(commands: Commands[argparse.ArgumentParser]) -> None:
     _add_filters(command)
     command = _add(commands, "show", _commands.show, "show one entry: key, times, sizes, checks, what its value is",
                    "Nothing is unpickled unless --load is given.")  # fmt: skip
-    command.add_argument("entry", metavar="ENTRY", help=_ENTRY)
+    command.add_argument("entry", type=_text, metavar="ENTRY", help=_ENTRY)
     command.add_argument("--load", action="store_true", help="decode the value and print it; this can run code")
     command = _add(
         commands,
@@ -151,7 +151,7 @@ def _add_mending(commands: Commands[argparse.ArgumentParser]) -> None:
          "or removed. Nothing is unpickled. Safe while others use the container. Exits with 1 if anything was "
          "damaged.")  # fmt: skip
     command = _add(commands, "rm", _commands.rm, "remove entries", changes=True)
-    command.add_argument("entries", nargs="*", metavar="ENTRY", help=_ENTRY)
+    command.add_argument("entries", nargs="*", type=_text, metavar="ENTRY", help=_ENTRY)
     _add_filters(command)
     command.add_argument("--dry-run", action="store_true", help="remove nothing, and list what would be")
     _add_yes(command)
@@ -210,8 +210,10 @@ def _add_others(commands: Commands[argparse.ArgumentParser]) -> None:
 
 def _add_filters(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("which entries (all that is given must hold)")
-    group.add_argument("--key", metavar="TEXT", help="the key contains this")
-    group.add_argument("--function", metavar="NAME", help="a memoized call of a function whose name contains this")
+    group.add_argument("--key", type=_text, metavar="TEXT", help="the key contains this")
+    group.add_argument(
+        "--function", type=_text, metavar="NAME", help="a memoized call of a function whose name contains this"
+    )
     group.add_argument("--older", type=_time, metavar="TIME", help="stored longer ago than this: 12h, 30d")
     group.add_argument("--unused", type=_time, metavar="TIME", help="not used for as long as this")
     group.add_argument("--larger", type=_size, metavar="SIZE", help="takes more than this: 500k, 10M")
@@ -219,6 +221,12 @@ def _add_filters(command: argparse.ArgumentParser) -> None:
 
 def _add_yes(command: argparse.ArgumentParser) -> None:
     command.add_argument("--yes", action="store_true", help="do not ask")
+
+
+def _text(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty")
+    return text
 
 
 def _count(text: str) -> int:
@@ -237,7 +245,10 @@ def _size(text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", text.lower())
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no size: 500k, 10M, 2GiB")
-    return int(float(match[1]) * _SIZE_UNITS[match[2]])
+    size = float(match[1]) * _SIZE_UNITS[match[2]]
+    if size == float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is too large")
+    return int(size)
 
 
 def _time(text: str) -> float:

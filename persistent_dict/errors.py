@@ -160,13 +160,13 @@ class UnloadableEntryError(InvalidEntryError):
         return cures
 
     def _removal(self) -> str:
-        """Return the command that removes the entry, "" where it is in a pack that is only read."""
+        """Return the command that removes the entry, "" where it is in a place that is only read."""
         pack, _, digest = self.entry.rpartition(":")
-        if len(digest) != 40 or not pack:
-            return self.entry and f"rm -rf {shell_quoted(self.entry)}"
-        if pack == self.container:
+        if not self.entry.startswith(f"{self.container}/"):
             return ""
-        return f"{python_command()} -m persistent_dict rm {shell_quoted(self.container)} {digest}"
+        if pack.endswith(".pack") and len(digest) == 40:
+            return f"{python_command()} -m persistent_dict rm {shell_quoted(self.container)} {digest}"
+        return f"rm -rf {shell_quoted(self.entry)}"
 
 
 class RecursiveComputationError(PersistentDictError, RuntimeError):

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     AnyStore = DiskStore | PackFile
     Progress = Callable[[int, int], object]
 
+_PLAINLY = 12  # hex digits that are a digest's, whatever keys contain; as many as `ls` shows
 _LARGEST = 64 * 1024 * 1024  # bytes of a value whose type is looked for
 
 
@@ -273,20 +274,19 @@ def find_digest(store: AnyStore, text: str) -> Digest:
         There is none, or there are several.
     """
     path = store.path
-    if re.fullmatch("[0-9a-f]{4,40}", text):
+    if re.fullmatch(f"[0-9a-f]{{{_PLAINLY},40}}", text):
         found = [info.digest for info in store.scan() if info.digest.startswith(text)]
         if len(found) == 1:
             return found[0]
-        if found:
-            raise ContainerError(path, f"{len(found)} digests begin with {text}: give more of it")
-    matching = [facts for facts in entries(store) if text in facts.key]
+    is_begin = re.fullmatch("[0-9a-f]{4,40}", text) is not None  # of a digest, or a number in a key
+    matching = [facts for facts in entries(store) if text in facts.key or (is_begin and facts.digest.startswith(text))]
     if len(matching) == 1:
         return matching[0].digest
     if not matching:
         raise ContainerError(path, f"no digest begins with {text!r}, and no key contains it")
     several = "".join(f"\n  {facts.digest}  {shown(facts.key, 80)}" for facts in matching[:10])
     ways = "give the digest of one (rm takes all of them by --key)"
-    raise ContainerError(path, f"{len(matching)} keys contain {text!r}; {ways}:{several}")
+    raise ContainerError(path, f"{text!r} is in {len(matching)} keys or digests; {ways}:{several}")
 
 
 # One entry

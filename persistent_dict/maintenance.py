@@ -73,7 +73,7 @@ def repair(store: AnyStore, progress: Progress = nothing) -> RepairReport:
         progress(report.checked, max(total, report.checked))
     for pack in packs_of(store):
         report.set_aside += store.packing.mend(pack, store.quarantine_path)
-        report.checked += pack.count
+        report.checked += len(pack.living())
         progress(report.checked, max(total, report.checked))
     report.swept = store.sweep()
     return report
@@ -137,11 +137,14 @@ class PackReport:
         Entries of the new pack, and how many of them were loose; zeros where there was nothing to do.
     damaged : list of str
         The digests of those that stay where they are, since they are damaged.
+    lost : list of InvalidEntryError
+        Packs of which entries are lost, nobody knows which.
     """
 
     packed: int
     were_loose: int
     damaged: list[Digest]
+    lost: list[InvalidEntryError]
 
 
 def pack(
@@ -151,7 +154,11 @@ def pack(
 
     With `everything`, all packs become one. Damaged entries stay where they are.
     """
-    return PackReport(*store.packing.pack(max_entry, everything, progress))
+    return PackReport(*store.packing.pack(max_entry, everything, progress), _lost(store))
+
+
+def _lost(store: AnyStore) -> list[InvalidEntryError]:
+    return [pack.error() for pack in packs_of(store) if not pack.complete]
 
 
 @dataclass
@@ -166,12 +173,15 @@ class ExportReport:
         How many it has, and its size.
     damaged : list of str
         The digests of those that were left out, since they are damaged.
+    lost : list of InvalidEntryError
+        Packs of which entries are lost, nobody knows which.
     """
 
     pack: str
     entries: int
     nbytes: int
     damaged: list[Digest]
+    lost: list[InvalidEntryError]
 
 
 def export(store: AnyStore, path: str, *, overwrite: bool = False, progress: Progress = nothing) -> ExportReport:
@@ -188,7 +198,7 @@ def export(store: AnyStore, path: str, *, overwrite: bool = False, progress: Pro
     if not overwrite and os.path.lexists(path):
         raise FileExistsError(f"{path} is there already: choose another name, or let it be overwritten (--force)")
     count, damaged = store.write_to(path, progress)
-    return ExportReport(path, count, os.stat(path).st_size, damaged)
+    return ExportReport(path, count, os.stat(path).st_size, damaged, _lost(store))
 
 
 @dataclass
@@ -202,12 +212,15 @@ class ImportReport:
         Entries that were not there, and those that were and stay as they are.
     damaged : list of str
         The digests of those that could not be read.
+    lost : list of InvalidEntryError
+        The pack, if entries of it are lost, nobody knows which.
     """
 
     container: str
     added: int
     kept: int
     damaged: list[Digest]
+    lost: list[InvalidEntryError]
 
 
 def import_pack(path: str, container: str = "", *, trusted: bool = False, progress: Progress = nothing) -> ImportReport:
@@ -235,8 +248,7 @@ def import_pack(path: str, container: str = "", *, trusted: bool = False, progre
         store = DiskStore(container, known["format"], known["identifier"], trusted=trusted)
     elif known["format"] and about(store)["python"] != known["python"]:
         raise ContainerError(container, f"it is for {about(store)['python']}, and the pack is for {known['python']}")
-    added, damaged = store.take_in(source.pack, progress)
-    return ImportReport(store.path, added, len(source) - added - len(damaged), damaged)
+    return ImportReport(store.path, *store.take_in(source.pack, progress), _lost(source))
 
 
 def remove(store: DiskStore, digests: Iterable[Digest]) -> int:

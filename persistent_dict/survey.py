@@ -134,7 +134,8 @@ def stats(store: AnyStore) -> Stats:
         found.quarantined = len(_fs.list_directory(store.quarantine_path))
         found.staged = len(_fs.list_directory(f"{store.path}/tmp"))
     found.loose = len(facts.sizes)
-    for pack, left_out in _counting(packs, loose):
+    counting = list(_counting(packs, loose))
+    for pack, left_out in counting:
         facts.add_pack(pack, left_out)
         found.disk_bytes += pack.size
     found.entries = len(facts.sizes)
@@ -147,7 +148,7 @@ def stats(store: AnyStore) -> Stats:
     smaller = {f"under {name}": sum(map(size.__gt__, facts.sizes)) for name, size in _SIZES.items()}
     found.ages = _shares(newer, "earlier", found.entries)
     found.sizes = _shares(smaller, "larger", found.entries)
-    sample = _spread(loose, packs)
+    sample = _spread(loose, counting)
     found.sampled = len(sample)
     found.functions = _functions(store, sample, found.entries / max(len(sample), 1))
     return found
@@ -177,12 +178,13 @@ def _shares(cumulative: dict[str, int], rest: str, total: int) -> dict[str, int]
     return shares
 
 
-def _spread(loose: list[Digest], packs: list[Pack]) -> list[Digest]:
+def _spread(loose: list[Digest], packs: list[tuple[Pack, set[int]]]) -> list[Digest]:
     """Return digests from all over the store: as they are hashes, every n-th is as good as any."""
-    step = -(-(len(loose) + sum(pack.count for pack in packs)) // _SAMPLE) or 1
+    step = -(-(len(loose) + sum(pack.count - len(left_out) for pack, left_out in packs)) // _SAMPLE) or 1
     sample = loose[::step]
-    for pack in packs:
-        sample += [pack.digest(i) for i in range(0, pack.count, step)]
+    for pack, left_out in packs:
+        counting = [i for i in range(pack.count) if i not in left_out] if left_out else range(pack.count)
+        sample += map(pack.digest, counting[::step])
     return sample
 
 

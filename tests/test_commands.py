@@ -229,6 +229,22 @@ def test_rm_removes_what_is_named(d):
     assert len(d) == 3
 
 
+def test_rm_does_not_take_a_number_for_a_digest(d):
+    short = d._digest(("kernel", 5))[0][:4]
+    d[f"in a key, {short}"] = 1
+    done = run("rm", "my results", short, "--yes")
+    assert done.returncode == 1
+    assert "2 keys or digests" in done.stderr
+    assert len(d) == 13
+    for empty in ([""], ["--key", ""], ["--function", ""]):
+        assert run("rm", "my results", *empty, "--yes").returncode == 2
+    assert len(d) == 13
+    _, shown = on_terminal("rm", "my results", d._digest(("kernel", 5))[0][:12], answers=b"y\n")
+    assert "('kernel', 5)" in shown
+    assert ("kernel", 5) not in d
+    assert run("prune", "my results", "--max-bytes", "9" * 400).returncode == 2
+
+
 def test_clear_and_prune(d):
     done = run("prune", "my results", "--max-entries", "5", "--dry-run")
     assert "7 entries" in done.stderr
@@ -245,7 +261,7 @@ def test_clear_and_prune(d):
 
 
 def test_pack_export_import(d, tmp_path, monkeypatch):
-    assert parsed("pack", "my results") == {"packed": 12, "were_loose": 12, "damaged": []}
+    assert parsed("pack", "my results") == {"packed": 12, "were_loose": 12, "damaged": [], "lost": []}
     assert "nothing to pack" in run("pack", "my results").stderr
     pack = tmp_path / "warm.pack"
     assert parsed("export", "my results", pack)["entries"] == 12

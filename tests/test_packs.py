@@ -598,17 +598,158 @@ def test_a_pack_of_a_shared_container_is_the_groups(tmp_path):
 def test_what_is_removed_from_many_packs_is_counted_and_listed_right(tmp_path):
     d = make(PersistentDict, tmp_path)
     expected = {}
+    for number, size in enumerate((60_000, 20_000, 300)):  # each too large to be joined with the next
+        for i in range(20):
+            d[number, i] = expected[number, i] = (number, i, "x" * size)
+        pack_up(d)
+    assert len(packs_of(d)) == 3
     for number in range(3):
-        for i in range(200):
-            d[number, i] = expected[number, i] = (number, i)
-        pack_up(d, **({} if number else {"everything": True}))
-        for i in range(0, 200, 7):
+        for i in range(0, 20, 7):
             del d[number, i], expected[number, i]
-        for i in range(3, 200, 50):
+        for i in range(3, 20, 5):
             d[number, i] = expected[number, i] = "new"
+        assert len(packs_of(d)) == 3
         for reader in (d, make(PersistentDict, tmp_path)):
             assert len(reader) == len(expected)
             assert dict(reader.items()) == expected
+    assert stats(open_store(d.filename)).entries == len(expected)
+    assert export(open_store(d.filename), str(tmp_path / "x.pack")).entries == len(expected)
+
+
+LOOKING = [list, len, lambda d: dict(d.items()), lambda d: export(d._store, f"{d.filename}.x", overwrite=True).entries]
+
+
+@pytest.mark.parametrize("look", LOOKING)
+def test_what_moves_out_of_a_pack_meanwhile_is_not_missed(look, tmp_path):
+    """Another process overwrites one, and removes one, which writes the pack anew, after loose ones were listed."""
+    d, reader = filled(PersistentDict, tmp_path, 3), make(PersistentDict, tmp_path)
+    pack_up(d)
+    assert reader["key", 0] == value(0)
+    real, moved = reader._store.loose.digests, []
+
+    def digests():
+        yield from list(real())
+        if not moved:
+            moved.append(True)
+            d["key", 1] = "new"
+            del d["key", 2]
+
+    reader._store.loose.digests = digests
+    found = look(reader)
+    assert (found if isinstance(found, int) else len(found)) == 2
+
+
+def test_an_interrupt_keeps_no_lock_from_the_next_one(tmp_path):
+    d = filled(PersistentDict, tmp_path, 3)
+    lock = _fs.DirectoryLock(d.filename, f"{d.filename}/FORMAT")
+    lock.__enter__()  # and the interrupt comes before __exit__
+    d["more"] = 1
+    thread = threading.Thread(target=pack_up, args=(d,))
+    thread.start()
+    thread.join(5)
+    assert not thread.is_alive()
+    with _fs.DirectoryLock(d.filename, f"{d.filename}/FORMAT", alone=True, timeout=0.1):
+        pass
+
+
+def test_a_flipped_bit_in_the_header_brings_nothing_back(tmp_path):
+    d = filled(PersistentDict, tmp_path, 100)
+    for i in range(100):
+        d["key", i] = (i, "x" * 50_000)  # too large to be written anew at each removal
+    pack_up(d)
+    for i in range(10):
+        del d["key", i]
+    (path,) = packs_of(d)
+    good = path.read_bytes()
+    for at in range(0, HEADER_SIZE, 3):
+        path.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
+        reader = make(PersistentDict, tmp_path)
+        assert len(reader) == 90, at
+        assert not any(("key", i) in reader for i in range(10)), at
+        assert verify(open_store(d.filename)).problems != []
+    repair(open_store(d.filename))
+    assert len(make(PersistentDict, tmp_path)) == 90
+    assert verify(open_store(d.filename)).problems == []
+
+
+def test_looking_at_packs_does_not_move_a_stranger_s_file(tmp_path):
+    script = f"""
+import os
+from persistent_dict import PersistentDict
+d = PersistentDict("d", container_dir={str(tmp_path)!r}, in_mem_cache_size=0)
+d["k"]
+os.closerange(3, 100)
+files = [os.open({str(tmp_path / "lines")!r}, os.O_RDWR) for _ in range(20)]
+assert d["k"] == "v" and d["l"] == "v" and len(d) == 2 and d.get("no") is None
+d["k"] = "new"
+assert d["k"] == "new" and d["l"] == "v"
+del d
+assert all(os.lseek(file, 0, os.SEEK_CUR) == 0 for file in files)
+"""
+    d = make(PersistentDict, tmp_path)
+    d["k"] = d["l"] = "v"
+    for key in "kl":
+        os.utime(Path(d.entry_path(key), "value"), (0, 0))  # so that the next hit is noted
+    pack_up(d)
+    (tmp_path / "lines").write_text("line\n" * 100)
+    root = str(Path(__file__).resolve().parent.parent)
+    subprocess.run([sys.executable, "-c", script], check=True, env={**os.environ, "PYTHONPATH": root})
+    assert (tmp_path / "lines").read_text() == "line\n" * 100
+
+
+def test_packing_works_where_no_thread_can_be_started(tmp_path, monkeypatch):
+    d = filled(PersistentDict, tmp_path, 30)
+
+    def refuse(self):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert pack_up(d) == (30, 30)
+    assert loose_files(d) == []
+    assert os.listdir(Path(d.filename, "tmp")) == []
+
+
+def test_the_stage_of_a_killed_writer_does_not_keep_its_entry_out(tmp_path):
+    source, d = filled(PersistentDict, tmp_path / "source", 3), make(PersistentDict, tmp_path)
+    export(open_store(source.filename), str(tmp_path / "x.pack"))
+    d["other"] = 1
+    stage = Path(d.filename, "tmp", f"{d._digest(('key', 1))[0]}-0123456789abcdef")
+    stage.mkdir()
+    report = import_pack(str(tmp_path / "x.pack"), d.filename)
+    assert (report.added, report.kept) == (2, 0)
+    os.utime(stage, (0, 0))
+    report = import_pack(str(tmp_path / "x.pack"), d.filename)
+    assert (report.added, report.kept) == (1, 2)
+    assert len(d) == 4
+
+
+def test_what_is_lost_of_a_pack_is_told(tmp_path):
+    d = filled(PersistentDict, tmp_path, 10)
+    exported = tmp_path / "x.pack"
+    export(open_store(d.filename), str(exported))
+    pack_up(d)
+    for path in (*packs_of(d), exported):
+        data = path.read_bytes()
+        path.write_bytes(data[: len(data) // 2])
+    report = export(open_store(d.filename), str(tmp_path / "y.pack"))
+    assert len(report.lost) == 1
+    assert report.entries < 10
+    assert len(pack(open_store(d.filename)).lost) == 1
+    assert len(export(open_store(str(exported)), str(tmp_path / "z.pack")).lost) == 1
+
+
+def test_scratches_behind_entries_of_an_exported_pack_are_mended(tmp_path):
+    d = filled(PersistentDict, tmp_path, 5)
+    path = tmp_path / "x.pack"
+    export(open_store(d.filename), str(path))
+    store = open_store(str(path))
+    data = bytearray(path.read_bytes())
+    data[store.pack._mark_at(2) + 1] ^= 1
+    path.write_bytes(data)
+    assert len(verify(open_store(str(path))).problems) == 1
+    assert len(repair(open_store(str(path))).set_aside) == 1
+    assert verify(open_store(str(path))).problems == []
+    assert len(open_readonly(path)) == 5
 
 
 def test_the_child_of_a_killed_holder_does_not_keep_the_lock(tmp_path):

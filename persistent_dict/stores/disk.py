@@ -210,13 +210,16 @@ class DiskStore(MutableStore):
     def _all(self) -> Iterator[tuple[Digest, tuple[Pack, int] | None]]:
         """Yield the digest of every entry, once, and where in a pack it is; None: it is loose, or takes a closer look.
 
-        What moves from one to the other meanwhile is not missed: loose entries are listed before the packs, and when
-        others are there at the end, all is gone through again for what was not seen.
+        What moves from one to the other meanwhile is not missed: when the packs are others at the end than at the
+        beginning, all is gone through again for what was not seen.
         """
         if not self.open():
             return
         seen: set[Digest] = set()
+        seen_packs: list[tuple[Pack, set[int]]] = []  # whose living entries have been yielded, and are not in `seen`
         for _ in range(_LOOKS):
+            self.packs.refresh()
+            before = self.packs.view[:2]
             loose = list(self.loose.digests())
             self.packs.refresh()
             known = self.packs.known
@@ -229,16 +232,25 @@ class DiskStore(MutableStore):
                 dead = pack.dead()
                 for i in range(pack.count):
                     digest = pack.digest(i)
-                    if digest in seen or (i in dead and self._info(digest) is None):  # it may be loose since a moment
+                    if digest in seen or (i in dead and not self._is_loose(digest)):  # it may be, since a moment
                         continue
-                    if len(known) > 1:
+                    if len(known) > 1 or i in dead:
                         seen.add(digest)
                     yield digest, None if i in dead else (pack, i)
+                if len(known) == 1:
+                    seen_packs.append((pack, dead))
             self.packs.refresh()
-            if self.packs.known == known:
+            if self.packs.view[:2] == before:
                 return
-            if len(known) == 1:
-                seen.update(map(known[0].digest, range(known[0].count)))
+            for pack, dead in seen_packs:
+                seen.update(pack.digest(i) for i in range(pack.count) if i not in dead)
+            seen_packs.clear()
+
+    def _is_loose(self, digest: Digest) -> bool:
+        try:
+            return self.loose.stat(digest) is not None
+        except InvalidEntryError:  # it is there, for whoever reads it to be told
+            return True
 
     def digests(self) -> Iterator[Digest]:
         """Yield the digests of all entries, also of loose ones without a value file."""
@@ -323,7 +335,7 @@ class DiskStore(MutableStore):
         return self._remove(dict.fromkeys(digests))
 
     def delete_unused(self, infos: Iterable[EntryInfo]) -> int:
-        """Remove entries, but those that were replaced or used since these were made. Return how many."""
+        """Remove entries, but those that were replaced since these were made. Return how many."""
         return self._remove({info.digest: info.stamp for info in infos})
 
     def _remove(self, chosen: dict[Digest, object]) -> int:
@@ -378,8 +390,9 @@ class DiskStore(MutableStore):
         if self.open():
             self._in_container(self.packing.clear)
 
-    def take_in(self, pack: Pack, progress: Callable[[int, int], object]) -> tuple[int, list[Digest]]:
-        """Add the entries of a pack that are not there yet. Return how many, and the digests of those damaged."""
+    def take_in(self, pack: Pack, progress: Callable[[int, int], object]) -> tuple[int, int, list[Digest]]:
+        """Add the entries of a pack that are not there yet. Return how many, how many were there, and the digests of
+        those damaged."""
         return self._in_container(lambda: self.packing.take_in(pack, progress))
 
     def write_to(self, path: str, progress: Callable[[int, int], object]) -> tuple[int, list[Digest]]:

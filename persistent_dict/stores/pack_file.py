@@ -144,8 +144,8 @@ class PackFile(Store):
     def mend(self, progress: Callable[[int, int], object]) -> list[tuple[InvalidEntryError, str]]:
         """Write the file anew without what is damaged in it, if anything is. Return what that is, and where the damaged
         file was put."""
-        problems = [self.pack.problem_of(i) for i in self.pack.living()]
-        found = [problem for problem in problems if problem]
+        intact = zip(range(self.pack.count), self.pack.intact(), strict=True)
+        found = [self.pack.problem_of(i) or self.pack.scratch_at(i) for i, is_intact in intact if not is_intact]
         found += [self.pack.error()] if self.pack.problem else []
         if not found:
             return []

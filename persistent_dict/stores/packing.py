@@ -50,6 +50,7 @@ _NO_ROOM = frozenset({EDQUOT, ENOSPC})
 _ALIVE = 0.75  # share of a pack's entries; it is written anew when fewer are left
 _SMALL_PACK = 4 * 1024 * 1024  # bytes; a smaller one is written anew at once
 _REMOVERS = 4  # threads; the disk is what they wait for
+_LOOKS = 100  # at a container that others keep changing
 _BATCH = 4 * 1024 * 1024  # bytes; written at once
 
 
@@ -237,6 +238,7 @@ class Packing:
         damaged = []
         stamps: list[object] = []
         self._make_place()
+        were_loose = 0
         with self._writer() as writer:
             for done, (digest, source) in enumerate(sorted(sources.items()), 1):
                 try:
@@ -261,13 +263,16 @@ class Packing:
                     digest = writer.digest(number)
                     source = sources[digest]
                     if source is None:
-                        return digest not in staged and self._loose.is_still(digest, stamps[number])
+                        nonlocal were_loose
+                        is_still = digest not in staged and self._loose.is_still(digest, stamps[number])
+                        were_loose += is_still
+                        return is_still
                     return id(source[0]) in trusted or self._is_last_word(digest, *source)
 
                 count = self._publish(writer, is_current)
                 self._retire([pack for pack in folded if self._is_replaced(pack)])
         self._remove_loose(moved)
-        return count, len(moved), damaged
+        return count, were_loose, damaged
 
     def _is_replaced(self, pack: Pack) -> bool:
         """Whether every entry of a pack is in a later one, or was overwritten by a loose one."""
@@ -286,8 +291,6 @@ class Packing:
     def _remove_loose(self, stamps: dict[Digest, object]) -> int:
         """Remove loose entries that are in a pack: whose stamp is the one given, or which are never looked at. Return
         how many."""
-        from concurrent.futures import ThreadPoolExecutor
-
         total, trash = 0, []
         for _, shard in groupby(sorted(stamps), key=lambda digest: digest[:2]):  # others wait for one at a time
             with self._alone():
@@ -295,8 +298,7 @@ class Packing:
                 removed = [digest for digest in shard if self._is_spare(digest, stamps)]
                 trash.append(self._loose.set_apart(removed))
             total += len(removed)
-        with ThreadPoolExecutor(_REMOVERS) as pool:
-            list(pool.map(_fs.remove_all, trash))
+        _remove_in_threads(trash)
         return total
 
     def _is_spare(self, digest: Digest, stamps: dict[Digest, object]) -> bool:
@@ -307,8 +309,9 @@ class Packing:
 
     # From elsewhere into a pack
 
-    def take_in(self, pack: Pack, progress: Progress) -> tuple[int, list[Digest]]:
-        """Add the entries of a pack that are not there yet. Return how many, and the digests of those damaged."""
+    def take_in(self, pack: Pack, progress: Progress) -> tuple[int, int, list[Digest]]:
+        """Add the entries of a pack that are not there yet. Return how many, how many were there, and the digests of
+        those damaged."""
         damaged, now = [], time()
         self._make_place()
         with self._writer() as writer:
@@ -323,10 +326,11 @@ class Packing:
             with self._alone():
                 self._packs.refresh()
                 there = self._loose.staged()
+                kept = sum(self.has(pack.digest(i)) for i in pack.living())
                 count = self._publish(
                     writer, lambda number: not (writer.digest(number) in there or self.has(writer.digest(number)))
                 )
-        return count, damaged
+        return count, kept, damaged
 
     def has(self, digest: Digest) -> bool:
         """Whether the container has the entry, as far as its packs are known."""
@@ -480,10 +484,16 @@ class Packing:
         """Write all entries to a pack at `path`, in place of what is there. Return how many, and the digests of those
         that are left out because they are damaged."""
         damaged: list[Digest] = []
-        digests = set(self._loose.digests())  # before the packs: what moves meanwhile is then seen twice, not never
-        self._packs.refresh()
-        for pack in self._packs.known:
-            digests.update(map(pack.digest, range(pack.count)))  # the dead, too: a loose one may come first
+        digests: set[Digest] = set()
+        for _ in range(_LOOKS):
+            self._packs.refresh()
+            before = self._packs.view[:2]
+            digests.update(self._loose.digests())
+            for pack in self._packs.known:
+                digests.update(map(pack.digest, range(pack.count)))  # the dead, too: a loose one may come first
+            self._packs.refresh()
+            if self._packs.view[:2] == before:  # else something may have moved from one to the other
+                break
         return write_pack(path, self._members(digests, damaged, progress), self._about()), damaged
 
     def _members(self, digests: set[Digest], damaged: list[Digest], progress: Progress) -> Iterator[Member]:
@@ -504,7 +514,12 @@ class Packing:
             found = self._packs.find(digest)
             member = self._loose.raw(digest)[1] if found is None or found[2] else None
             if member is None and found is not None:
-                member = packed(found[0], found[1])
+                try:
+                    member = packed(found[0], found[1])
+                except Damage:
+                    member = self._loose.raw(digest)[1]  # a crash may have left a copy
+                    if member is None:
+                        raise
             if member is not None:
                 return member
             self._packs.refresh()
@@ -518,6 +533,7 @@ class Packing:
         stage under the entry's digest."""
         if _fs.make_directory(self._packs.directory, self._mode):
             _fs.sync_directory(self._path)
+        self._loose.sweep()  # the stages of killed writers would keep their entries out
 
     def _alone(self) -> _fs.DirectoryLock:
         return _fs.DirectoryLock(self._path, f"{self._path}/FORMAT", alone=True)
@@ -547,6 +563,24 @@ class Packing:
         if _fs.is_directory(self._packs.directory):
             _fs.sync_directory(self._packs.directory)
         self._packs.refresh(always=True)
+
+
+def _remove_in_threads(trash: list[list[str]]) -> None:
+    if not trash:
+        return
+    try:
+        from concurrent.futures import ThreadPoolExecutor
+
+        pool = ThreadPoolExecutor(_REMOVERS)
+        removals = pool.map(_fs.remove_all, trash)
+    except RuntimeError:  # no more threads, or the interpreter is ending
+        for paths in trash:
+            _fs.remove_all(paths)
+        return
+    try:
+        list(removals)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _tell(pack: Pack) -> None:

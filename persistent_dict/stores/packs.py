@@ -35,7 +35,7 @@ import os
 import sys
 import time
 from array import array
-from errno import EBADF, ENOENT, ENOTDIR, ESTALE
+from errno import ENOENT, ENOTDIR, ESTALE
 from itertools import repeat
 from operator import le
 from stat import S_ISREG
@@ -71,7 +71,8 @@ _CHUNK = 1024 * 1024
 _WINDOW = 256 * 1024  # bytes; stays in the processor's cache between reading and checking
 _NOTICED = 0.01  # seconds
 _SETTLED = 2_000_000_000  # ns; as in loose.py
-_LOOKS = 100  # at a directory that others keep changing
+_LOOKS = 100  # at a directory that others keep changing, or for an entry that is intact
+_SELDOM = 64  # questions that are answered without counting again
 COLUMNS = {
     "fanout": "I", "digests": "20s", "begins": "Q", "value_sizes": "Q", "key_sizes": "Q", "checksums": "I",
     "stored_at": "d", "seconds": "d", "used_at": "d",
@@ -94,10 +95,6 @@ def inverted(mark: bytes) -> bytes:
 def extent(value_size: int, key_size: int) -> int:
     """Return how many bytes an entry takes in a pack."""
     return -(-(value_size + key_size + MARK_SIZE) // 64) * 64
-
-
-def _identity(status: os.stat_result) -> tuple[int, int]:
-    return status.st_dev, status.st_ino
 
 
 def fanout_of(digests: bytes) -> Any:
@@ -166,6 +163,7 @@ class Pack:
         self._columns: dict[str, Any] = {}
         self._usage: Usage | None = None
         self._gone: set[int] | None = None  # entries that are known to be dead
+        self._asked = 0
         try:
             self.fd = _fs.open_file(path)
         except OSError as error:
@@ -174,7 +172,7 @@ class Pack:
             self._give_up("it is no regular file")
             return
         status = os.fstat(self.fd)
-        self.size, self._identity = status.st_size, _identity(status)
+        self.size, self._identity = status.st_size, _fs.identity(status)
         if not S_ISREG(status.st_mode):
             self._give_up("it is no regular file")
             _fs.close_quietly(self.fd)
@@ -198,6 +196,8 @@ class Pack:
             if not all(map(le, fanout, fanout[1:])) or fanout[-1] != self.count:
                 raise Damage("its index does not make sense")
             self._take_columns(columns)
+            if self.problem:
+                self._mark = self._mark_behind_entries()
         except Damage as damage:
             self._recover(str(damage))
 
@@ -245,6 +245,19 @@ class Pack:
             column.byteswap()
         return column
 
+    def _mark_behind_entries(self) -> bytes:
+        """Return the mark with which an entry's checksum holds, since that in the header may be damaged; the header's
+        where there is none."""
+        checksums = self._load("checksums")
+        for i in range(min(self.count, _LOOKS)):
+            _, _, whole = self._files(i)
+            at = self._mark_at(i) - self._begins[i]
+            found = bytes(whole[at : at + MARK_SIZE])
+            for mark in (found, inverted(found)):
+                if crc32(whole[at + MARK_SIZE :], crc32(mark, crc32(whole[:at]))) == checksums[i]:
+                    return mark
+        return self._mark
+
     def _check_bounds(self, i: int) -> None:
         """Raise `Damage` where an index with the right checksums leads out of the entries, as a crafted one may."""
         end = self._begins[i] + self._value_sizes[i] + self._key_sizes[i]
@@ -287,11 +300,7 @@ class Pack:
         return {**facts, "used_at": facts["stored_at"]}
 
     def __del__(self) -> None:
-        try:
-            if self.fd >= 0 and _identity(os.fstat(self.fd)) == self._identity:  # else it is somebody else's by now
-                _fs.close_quietly(self.fd)
-        except OSError:
-            return
+        _fs.close_if_still(self.fd, self._identity)
 
     # Looking up
 
@@ -320,25 +329,28 @@ class Pack:
         return low if digests[low * _DIGEST : low * _DIGEST + _DIGEST] == raw else -1
 
     def is_there(self) -> bool:
-        """Whether the file is what it was opened as: not replaced or removed, and no other file under its number, as
-        where somebody has closed all of a process's files."""
+        """Whether the file is what it was opened as: not replaced or removed."""
         try:
-            return _identity(os.fstat(self.fd)) == self._identity == _identity(os.lstat(self.path))
+            return self.is_open() and self._identity == _fs.identity(os.lstat(self.path))
         except OSError as error:
-            if error.errno not in (EBADF, ENOENT, ENOTDIR, ESTALE):
+            if error.errno not in (ENOENT, ENOTDIR, ESTALE):
                 raise
             return False
 
+    def is_open(self) -> bool:
+        """Whether the descriptor is still this file's."""
+        return self.fd < 0 or _fs.is_still(self.fd, self._identity)
+
     def is_shadowed(self) -> bool:
         """Whether loose entries come first."""
-        return self.fd >= 0 and os.lseek(self.fd, 0, os.SEEK_END) != self.size
+        return self.fd >= 0 and os.fstat(self.fd).st_size != self.size
 
     def shadow(self, digests: Iterable[Digest] = (), durability: str = "none", *, dead: bool = False) -> None:
         """Say to all who have it open that some entries may not be read from here without a look at the loose ones; or,
         with `dead`, that they may not be read from here at all."""
         fd = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
-            if _identity(os.fstat(fd)) != self._identity:
+            if _fs.identity(os.fstat(fd)) != self._identity:
                 raise OSError(ESTALE, "the pack was replaced", self.path)
             os.ftruncate(fd, self.size + 1)  # needs no room on a full disk
             for i in map(self.find, digests) if dead else ():
@@ -373,8 +385,9 @@ class Pack:
         return [i for i in range(self.count) if i not in dead] if dead else range(self.count)
 
     def share_alive(self) -> float:
-        """Return what part of the entries is not dead, as far as this process has looked."""
-        gone = self.dead() if self._gone is None else self._gone
+        """Return what part of the entries is not dead, but for what others have removed since it was last counted."""
+        self._asked += 1
+        gone = self.dead() if self._gone is None or self._asked % _SELDOM == 0 else self._gone
         return 1 - len(gone) / self.count if self.count else 0.0
 
     def _mark_at(self, i: int) -> int:
@@ -394,7 +407,7 @@ class Pack:
         size = self._value_sizes[i]
         begin = self._begins[i]
         try:
-            if size >= SMALL or begin > self.size or os.lseek(self.fd, 0, os.SEEK_END) != self.size:
+            if size >= SMALL or begin > self.size or os.fstat(self.fd).st_size != self.size:
                 return None
         except OSError:  # somebody has closed it
             return None
@@ -601,7 +614,7 @@ class Packs:
             self.view = ((), None, False)
             return
         stamp = (status.st_ino, status.st_mtime_ns)
-        if stamp == known_stamp and is_settled and not always:
+        if stamp == known_stamp and is_settled and not always and all(pack.is_open() for pack in before):
             return
         is_settled = time.time_ns() - status.st_mtime_ns > _SETTLED
         self.view = (self._opened(before), stamp, is_settled)

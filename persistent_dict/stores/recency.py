@@ -37,12 +37,14 @@ class Usage:
 
     def __init__(self, path: str, count: int, mode: int) -> None:
         self.hours = array("I", bytes(4 * count))
-        self._fd = -1
+        self._fd, self._identity = -1, (0, 0)
         try:
             self._fd = os.open(
                 path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, mode & 0o666
             )
-            if mode & 0o077 and os.fstat(self._fd).st_uid == os.geteuid():  # despite the umask
+            status = os.fstat(self._fd)
+            self._identity = _fs.identity(status)
+            if mode & 0o077 and status.st_uid == os.geteuid():  # despite the umask
                 os.fchmod(self._fd, mode & 0o666)
             known = os.pread(self._fd, 4 * count, 0)
         except OSError:  # read-only, or something else of that name
@@ -53,8 +55,7 @@ class Usage:
             self.hours.byteswap()
 
     def __del__(self) -> None:
-        if self._fd >= 0:
-            _fs.close_quietly(self._fd)
+        _fs.close_if_still(self._fd, self._identity)
 
     def at(self, i: int) -> float:
         """Return when entry `i` was last hit, 0.0 where that is not known."""
@@ -65,8 +66,8 @@ class Usage:
         hour = int(now / FRESH)
         if self.hours[i] < hour:
             self.hours[i] = hour
-            if self._fd >= 0:
-                try:
+            try:
+                if self._fd >= 0 and _fs.is_still(self._fd, self._identity):
                     os.pwrite(self._fd, hour.to_bytes(4, "little"), 4 * i)
-                except OSError:  # a full disk
-                    return
+            except OSError:  # a full disk
+                return
