@@ -11,7 +11,21 @@ import stat
 import sys
 import time
 from _thread import get_ident
-from errno import EBADF, EEXIST, EINVAL, ELOOP, ENOTDIR, ENOTEMPTY, ENOTSUP, ENXIO, ESTALE, ETIMEDOUT
+from errno import (
+    EBADF,
+    EEXIST,
+    EINVAL,
+    ELOOP,
+    EMLINK,
+    ENOENT,
+    ENOTDIR,
+    ENOTEMPTY,
+    ENOTSUP,
+    ENXIO,
+    EPERM,
+    ESTALE,
+    ETIMEDOUT,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,6 +42,8 @@ _WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 _DIRECTORY = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_DIRECTORY
 _IOV_MAX = 512
 _ATTEMPTS = 100
+_POLL = 0.005  # seconds
+_STAGE_SUFFIX = ".tmp"
 _DISABLE = os.fsencode("PERSISTENT_DICT_DISABLE")
 
 #: Errors of opening that say "something else than a regular file stands here".
@@ -79,6 +95,32 @@ def read_into(fd: int, buffer: memoryview, offset: int) -> bool:
             return False
         done += count
     return True
+
+
+def read_file(path: str) -> tuple[bytes, os.stat_result] | None:
+    """Return what a regular file has, and its status; None where there is none."""
+    try:
+        fd = open_file(path)
+    except FileNotFoundError:
+        return None
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(EINVAL, "it is no regular file", path)
+        chunks = [os.read(fd, status.st_size + 1)]
+        while chunks[-1]:
+            chunks.append(os.read(fd, 1 << 20))
+        return b"".join(chunks), status
+    finally:
+        os.close(fd)
+
+
+def status_of(path: str) -> os.stat_result | None:
+    """Return a file's status, None where there is none."""
+    try:
+        return os.lstat(path)
+    except FileNotFoundError:
+        return None
 
 
 # Writing
@@ -186,6 +228,86 @@ def sync(fd: int) -> None:
     except OSError as error:
         if error.errno not in (EINVAL, ENOTSUP):
             raise
+
+
+def replace_file(path: str, data: Buffer, backup: str, *, must_last: bool) -> os.stat_result:
+    """Put a file in the place of another, at once. Return the new one's status.
+
+    It has the permissions and extended attributes of the other and, where this user may give it, its owner. With
+    `backup`, a path, the other stays there. With `must_last`, all is synced.
+    """
+    directory, name = os.path.split(path)
+    stage = f"{directory}/{_stage_prefix(name)}{os.urandom(8).hex()}{_STAGE_SUFFIX}"
+    before = status_of(path)
+    try:
+        fd = os.open(stage, _WRITE, 0o666 if before is None else 0o600)
+    except FileNotFoundError:
+        raise FileNotFoundError(ENOENT, "there is no such directory", directory) from None
+    try:
+        try:
+            write_all(fd, [data])
+            if before is not None:
+                _make_like(fd, path, before)
+            if must_last:
+                os.fsync(fd)
+            status = os.fstat(fd)
+        except BaseException:
+            close_quietly(fd)
+            raise
+        os.close(fd)  # its error counts
+        if backup and before is not None:
+            _link_over(path, backup)
+        os.rename(stage, path)
+    except BaseException:
+        discard(stage)
+        raise
+    if must_last:
+        sync_directory(directory)
+    return status
+
+
+def _make_like(fd: int, path: str, before: os.stat_result) -> None:
+    """Give an open file the owner, the extended attributes and the permissions of another, as far as this user may."""
+    for owner in (before.st_uid, -1):
+        try:
+            os.fchown(fd, owner, before.st_gid)
+            break
+        except PermissionError:
+            continue
+    for name in os.listxattr(path) if hasattr(os, "listxattr") else ():  # access-control lists are among them
+        try:
+            os.setxattr(fd, name, os.getxattr(path, name))
+        except OSError:
+            continue
+    os.fchmod(fd, stat.S_IMODE(before.st_mode) & 0o777)
+
+
+def _link_over(path: str, target: str) -> None:
+    """Let a file be at `target`, too, in the place of what is there."""
+    stage = f"{target}.{os.urandom(8).hex()}"
+    try:
+        os.link(path, stage)
+    except OSError as error:
+        if error.errno not in (EPERM, ENOTSUP, EMLINK):
+            raise
+        from shutil import copy2  # a file system without links
+
+        copy2(path, stage)
+    os.rename(stage, target)
+
+
+def sweep_beside(path: str) -> None:
+    """Remove what processes that were killed in `replace_file` have left, after an hour."""
+    directory, name = os.path.split(path)
+    for other in list_directory(directory):
+        if other.startswith(_stage_prefix(name)) and other.endswith(_STAGE_SUFFIX):
+            stage = f"{directory}/{other}"
+            if time.time() - time_of(stage) > 3600:
+                discard(stage)
+
+
+def _stage_prefix(name: str) -> str:
+    return f".{name[:100]}."
 
 
 def publish_directory(staged: str, final: str) -> bool:
@@ -386,37 +508,31 @@ def default_container_dir() -> str:
     return user_cache_dir("persistent_dict", appauthor=False)
 
 
-class DigestLock:
-    """A lock file for the work on one digest, which one thread of one process holds at a time.
+class FileLock:
+    """A lock file, which one thread of one process holds at a time. The kernel frees it when its holder dies, and
+    nothing is left of it afterwards."""
 
-    The kernel frees it when its holder dies. It saves work, and guards nothing: where it cannot be had (no locks in the
-    file system, no right to make the file), the work goes on without it.
-    """
-
-    def __init__(self, directory: str, name: str, mode: int) -> None:
-        self._path = f"{directory}/{name}.lock"
+    def __init__(self, path: str, mode: int) -> None:
+        self._path = path
         self._mode = mode
         self._lock: BaseFileLock | None = None
 
     def acquire(self, timeout: float = 0.0) -> bool:
-        """Wait for it, up to `timeout` seconds. False: somebody else holds it."""
-        from filelock import FileLock, Timeout
+        """Wait for it, up to `timeout` seconds. False: somebody else holds it. An `OSError`: it cannot be had."""
+        import filelock
 
+        if self._lock is None:
+            self._lock = filelock.FileLock(
+                self._path,
+                mode=self._mode & 0o666,
+                thread_local=False,  # a coroutine's steps run in several threads
+                fallback_to_soft=False,
+                on_acquired=_sign,
+            )
         try:
-            if self._lock is None:
-                make_directory(os.path.dirname(self._path), self._mode)
-                self._lock = FileLock(
-                    self._path,
-                    mode=self._mode & 0o666,
-                    thread_local=False,  # a coroutine's steps run in several threads
-                    fallback_to_soft=False,
-                    on_acquired=_sign,
-                )
-            self._lock.acquire(timeout=timeout)
-        except Timeout:
+            self._lock.acquire(timeout=timeout, poll_interval=_POLL)
+        except filelock.Timeout:
             return False
-        except (OSError, NotImplementedError, RuntimeError):  # RuntimeError: it came along through a fork
-            self._lock = None
         return True
 
     def release(self) -> bool:
@@ -442,6 +558,24 @@ class DigestLock:
             return os.read(fd, 1000).decode("utf-8", "replace").strip()
         finally:
             os.close(fd)
+
+
+class DigestLock(FileLock):
+    """A lock file for the work on one digest. It saves work, and guards nothing: where it cannot be had (no locks in
+    the file system, no right to make the file), the work goes on without it."""
+
+    def __init__(self, directory: str, name: str, mode: int) -> None:
+        super().__init__(f"{directory}/{name}.lock", mode)
+
+    def acquire(self, timeout: float = 0.0) -> bool:
+        """Wait for it, up to `timeout` seconds. False: somebody else holds it."""
+        try:
+            if self._lock is None:
+                make_directory(os.path.dirname(self._path), self._mode)
+            return super().acquire(timeout)
+        except (OSError, NotImplementedError, RuntimeError):  # RuntimeError: it came along through a fork
+            self._lock = None
+            return True
 
 
 class DirectoryLock:

@@ -237,6 +237,56 @@ class UntrustedContainerError(ContainerError):
         return "\n".join(lines)
 
 
+class StaleStoreError(PersistentDictError):
+    """Somebody else has changed the file of an `AtomicStore` since it was read. Nothing was written.
+
+    Attributes
+    ----------
+    path : str
+        The file.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.path = path
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path}: somebody else has changed it since it was read, and nothing was written. reload() reads it "
+            "again; commit(overwrite=True) replaces it all the same; with open(..., lock=True) and a with block, "
+            "others wait."
+        )
+
+
+class UnreadableStoreError(PersistentDictError, ValueError):
+    """The file of an `AtomicStore` is there, but its format cannot make anything of it.
+
+    Attributes
+    ----------
+    path : str
+        The file.
+    reason : str
+        What the format says.
+    backup : str
+        Where the version before is kept, or "".
+    """
+
+    def __init__(self, path: str, reason: str, backup: str = "") -> None:
+        super().__init__(path, reason, backup)
+        self.path = path
+        self.reason = reason
+        self.backup = backup
+
+    def __str__(self) -> str:
+        path = shell_quoted(self.path)
+        cures = [
+            f"  to set it aside, and begin anew with the default:  mv {path} {shell_quoted(self.path + '.damaged')}"
+        ]
+        if self.backup:
+            cures.insert(0, f"  to go back to what was kept as a backup:  cp {shell_quoted(self.backup)} {path}")
+        return "\n".join([f"{self.path} cannot be read: {self.reason}", *cures])
+
+
 class CollisionWarning(UserWarning):
     """Two unequal keys have one digest: most likely a key builder leaves out something that equality looks at."""
 
