@@ -8,7 +8,7 @@ from time import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
     from typing import NamedTuple, Protocol
 
     from persistent_dict.formats import Buffer
@@ -198,11 +198,52 @@ class Reader(Protocol):
         return []
 
 
+class TakenError(Exception):
+    """Somebody else has stored, since it was looked for, what was to be new. Nothing was written.
+
+    Attributes
+    ----------
+    digests : collection of str
+    """
+
+    def __init__(self, digests: Collection[Digest]) -> None:
+        super().__init__(digests)
+        self.digests = digests
+
+
 class Store(Reader, Protocol):
     """A place for entries that are written once."""
 
     def add(self, digest: Digest, entry: Entry) -> bool:
         """Put the entry there if there is none, atomically. False: one is there already, and nothing was changed."""
+
+    def add_all(
+        self, entries: Mapping[Digest, Entry], *, overwrite: Collection[Digest] = (), new: Collection[Digest] = ()
+    ) -> frozenset[Digest]:
+        """Put many entries there at once: whoever looks sees all of them or none, also after a crash.
+
+        Parameters
+        ----------
+        entries : dict of Entry by digest
+        overwrite : collection of str
+            The digests of those that replace what is there. Of the others, what is there stays.
+        new : collection of str
+            The digests of those that must not be there.
+
+        Returns
+        -------
+        frozenset of str
+            The digests of what was there, and stays.
+
+        Raises
+        ------
+        TakenError
+            Something in `new` is there. Nothing was written.
+        NotImplementedError
+            The store cannot do it.
+        """
+        lacks = f"{type(self).__name__} cannot store many entries at once: it has no add_all"
+        raise NotImplementedError(lacks)
 
     def delete(self, digest: Digest) -> bool:
         """Remove the entry, atomically. False: there was none."""

@@ -20,7 +20,7 @@ from persistent_dict.stores.packs import Pack, Packs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
     from typing import Any, TypeVar
 
     from persistent_dict.stores.base import Digest, Entry, Part
@@ -290,11 +290,22 @@ class DiskStore(MutableStore):
         def publish(rename: Callable[[], bool]) -> bool:
             self.packs.refresh()
             if not self.packs.are_possible:  # whoever makes the first one leaves out what is staged now
-                return rename()
+                renamed = rename()
+                self.packs.refresh()
+                if not (renamed and self.packs.are_possible):
+                    return renamed
+                with self._shared():  # but `add_all` does not
+                    return self._is_ours(digest, entry) or not self.loose.delete(digest)
             with self._shared():
                 return not self._is_packed(digest) and rename()
 
         return self.loose.add(digest, entry, publish)
+
+    def _is_ours(self, digest: Digest, entry: Entry) -> bool:
+        """Whether an entry that was added is not overruled by a pack that came at the same time."""
+        self.packs.refresh()
+        found = self.packs.find(digest)
+        return found is None or found[0].get_key(found[1]).nonce == entry.key.nonce
 
     def _add_large(self, digest: Digest, entry: Entry) -> bool:
         lock = self._lock(f"{digest}.write")  # not the one of `lock`, whose holder may compute for long
@@ -310,6 +321,19 @@ class DiskStore(MutableStore):
         self._in_container(lambda: self._set(digest, entry, same_key))
         if self._limits:
             self._keep_within(self._limits, entry)
+
+    def add_all(
+        self, entries: Mapping[Digest, Entry], *, overwrite: Collection[Digest] = (), new: Collection[Digest] = ()
+    ) -> frozenset[Digest]:
+        def write() -> frozenset[Digest]:
+            self._sync_container()
+            return frozenset(self.packing.add_all(entries, overwrite, new))
+
+        kept = self._in_container(write)
+        if self._limits:
+            for digest in entries.keys() - kept:
+                self._keep_within(self._limits, entries[digest])
+        return kept
 
     def _set(self, digest: Digest, entry: Entry, same_key: Callable[[Part], bool] | None) -> None:
         with self._shared():
@@ -411,14 +435,18 @@ class DiskStore(MutableStore):
         """Return what `write` does, in a container that is made if it is not there, or no longer."""
         if not self.open():
             self._create()
-        if self.durability == "durable" and not self._is_synced:
-            _fs.sync_with_parents(self.path)  # whoever made the container, and however long ago
-            self._is_synced = True
+        if self.durability == "durable":
+            self._sync_container()
         try:
             return write()
         except FileNotFoundError:
             self._create()
             return write()
+
+    def _sync_container(self) -> None:
+        if not self._is_synced:
+            _fs.sync_with_parents(self.path)  # whoever made the container, and however long ago
+            self._is_synced = True
 
     def _create(self) -> None:
         self.container.create()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from persistent_dict.errors import ContainerError, InvalidEntryError
-from persistent_dict.stores.base import MutableStore
+from persistent_dict.stores.base import MutableStore, TakenError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from typing import TypeVar
 
     from persistent_dict.stores.base import Digest, Entry, EntryInfo, Lock, Part, Reader
@@ -67,8 +67,19 @@ class LayeredStore(MutableStore):
         return next((store for store in self.below if store.stat(digest) is not None), None)
 
     def add(self, digest: Digest, entry: Entry) -> bool:
-        is_below = digest not in self._unloadable and any(_has_intact(store, digest) for store in self.below)
-        return not is_below and self.near.add(digest, entry)
+        return not self._is_below(digest) and self.near.add(digest, entry)
+
+    def add_all(
+        self, entries: Mapping[Digest, Entry], *, overwrite: Collection[Digest] = (), new: Collection[Digest] = ()
+    ) -> frozenset[Digest]:
+        below = frozenset(digest for digest in entries if digest not in overwrite and self._is_below(digest))
+        if not below.isdisjoint(new):
+            raise TakenError(below.intersection(new))
+        above = {digest: entry for digest, entry in entries.items() if digest not in below}
+        return below | self.near.add_all(above, overwrite=overwrite, new=new)
+
+    def _is_below(self, digest: Digest) -> bool:
+        return digest not in self._unloadable and any(_has_intact(store, digest) for store in self.below)
 
     def set(self, digest: Digest, entry: Entry, same_key: Callable[[Part], bool] | None = None) -> None:
         self.near.set(digest, entry, same_key)

@@ -291,6 +291,14 @@ class LooseStore(MutableStore):
 
         return self._look_with(digest, read_both) or (None, None)
 
+    def as_member(self, digest: Digest, entry: Entry) -> Member:
+        """Return the files that an entry would have."""
+        value, key = (
+            b"".join(frame(part, digest, kind, self._algorithm))
+            for part, kind in ((entry.value, VALUE), (entry.key, KEY))
+        )
+        return Member(digest, value, key, entry.value.stored_at, entry.value.seconds, entry.value.stored_at)
+
     def is_still(self, digest: Digest, stamp: Any) -> bool:
         """Whether the entry has not been replaced or removed since `raw` gave that stamp."""
         info = self.stat(digest)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from itertools import count
+from threading import Lock
 
-from persistent_dict.stores.base import Entry, EntryInfo, MutableStore
+from persistent_dict.stores.base import Entry, EntryInfo, MutableStore, TakenError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
     from persistent_dict.stores.base import Digest, Part
 
@@ -19,6 +20,7 @@ class MemoryStore(MutableStore):
     def __init__(self) -> None:
         self._entries: dict[Digest, tuple[int, Entry]] = {}
         self._stamps = count()
+        self._turn = Lock()  # of those who look before they write
 
     def get(self, digest: Digest) -> Entry | None:
         _, entry = self._entries.get(digest, (0, None))
@@ -39,10 +41,22 @@ class MemoryStore(MutableStore):
 
     def add(self, digest: Digest, entry: Entry) -> bool:
         item = (next(self._stamps), entry)
-        return self._entries.setdefault(digest, item) is item
+        with self._turn:
+            return self._entries.setdefault(digest, item) is item
 
     def set(self, digest: Digest, entry: Entry, same_key: Callable[[Part], bool] | None = None) -> None:
         self._entries[digest] = (next(self._stamps), entry)
+
+    def add_all(
+        self, entries: Mapping[Digest, Entry], *, overwrite: Collection[Digest] = (), new: Collection[Digest] = ()
+    ) -> frozenset[Digest]:
+        with self._turn:
+            there = self._entries.keys() & entries.keys()
+            if not there.isdisjoint(new):
+                raise TakenError(there.intersection(new))
+            kept = there.difference(overwrite)
+            self._entries.update({digest: (next(self._stamps), entries[digest]) for digest in entries.keys() - kept})
+        return frozenset(kept)
 
     def delete(self, digest: Digest) -> bool:
         return self._entries.pop(digest, None) is not None

@@ -18,7 +18,7 @@ from zlib import crc32
 
 from persistent_dict import _fs
 from persistent_dict.errors import InvalidEntryError
-from persistent_dict.stores.base import Member
+from persistent_dict.stores.base import Member, TakenError
 from persistent_dict.stores.framing import Damage, unframe_pair
 from persistent_dict.stores.packs import (
     COLUMNS,
@@ -36,11 +36,11 @@ from persistent_dict.stores.packs import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
     from typing import Any
 
     from persistent_dict.formats import Buffer
-    from persistent_dict.stores.base import Digest, EntryInfo
+    from persistent_dict.stores.base import Digest, Entry, EntryInfo
     from persistent_dict.stores.loose import LooseStore
     from persistent_dict.stores.packs import Pack, Packs
 
@@ -51,6 +51,7 @@ _ALIVE = 0.75  # share of a pack's entries; it is written anew when fewer are le
 _SMALL_PACK = 4 * 1024 * 1024  # bytes; a smaller one is written anew at once
 _REMOVERS = 4  # threads; the disk is what they wait for
 _LOOKS = 100  # at a container that others keep changing
+_MANY = 8  # packs; each costs a look on a miss
 _BATCH = 4 * 1024 * 1024  # bytes; written at once
 
 
@@ -191,10 +192,8 @@ class Packing:
         """
         self._packs.refresh()
         infos = {digest: self._loose_info(digest) for digest in list(self._loose.digests())}
-        folded = self._to_fold(everything, sum(info.nbytes for info in infos.values() if info is not None))
-        sources: dict[Digest, tuple[Pack, int] | None] = {}
-        for pack in reversed(folded):
-            sources.update((pack.digest(i), (pack, i)) for i in pack.living())
+        folded = self._to_fold(sum(info.nbytes for info in infos.values() if info is not None), everything)
+        sources = self._sources(folded)
         left_over: dict[Digest, object] = {}
         for digest, info in infos.items():
             found = self._packs.find(digest)
@@ -218,18 +217,29 @@ class Packing:
         except InvalidEntryError:
             return None
 
-    def _to_fold(self, everything: bool, total: int) -> list[Pack]:
-        """Return the packs to be joined with `total` bytes that are loose, latest first: those with entries that were
-        overwritten, and those that are small beside the rest, so that the number of packs grows with the logarithm of
-        their size."""
+    def _sources(self, folded: list[Pack]) -> dict[Digest, tuple[Pack, int] | None]:
+        """Return where the entries of packs are, of which the first one counts."""
+        sources: dict[Digest, tuple[Pack, int] | None] = {}
+        for pack in sorted(folded, key=lambda pack: pack.sequence):
+            sources.update((pack.digest(i), (pack, i)) for i in pack.living())
+        return sources
+
+    def _to_fold(self, total: int, everything: bool) -> list[Pack]:
+        """Return the packs to be joined with `total` bytes of loose entries: those with entries that were overwritten,
+        and those that are small beside the rest."""
         whole = [pack for pack in self._packs.known if not pack.problem and pack.is_there()]
         folded = [pack for pack in whole if everything or pack.is_shadowed()]
-        total += sum(pack.size for pack in folded)
-        for pack in sorted(whole, key=lambda pack: pack.size):
-            if pack not in folded and pack.size < 2 * total:
-                folded.append(pack)
+        rest = [pack for pack in whole if pack not in folded]
+        return folded + self._small_beside(total + sum(pack.size for pack in folded), rest)
+
+    def _small_beside(self, total: int, packs: list[Pack]) -> list[Pack]:
+        """Return the packs that are small beside `total` bytes and each other."""
+        small = []
+        for pack in sorted(packs, key=lambda pack: pack.size):
+            if pack.size < 2 * total:
+                small.append(pack)
                 total += pack.size
-        return sorted(folded, key=lambda pack: -pack.sequence)
+        return small
 
     def _move(
         self, sources: dict[Digest, tuple[Pack, int] | None], folded: list[Pack], progress: Progress
@@ -306,6 +316,67 @@ class Packing:
         if found is None or (found[2] and not self._loose.is_still(digest, stamps[digest])):
             return False
         return stamps[digest] is not None or found[0].raw(found[1])[2]
+
+    # Many entries at once, as a pack
+
+    def add_all(
+        self, entries: Mapping[Digest, Entry], overwrite: Collection[Digest], new: Collection[Digest]
+    ) -> set[Digest]:
+        """Do what `Store.add_all` does: what is stored becomes a pack, which one rename makes visible.
+
+        What it overwrites is by then in packs, too, that say they are not the last word: so nobody sees values of
+        before beside those of now, wherever this ends.
+        """
+        self._make_place()
+        with self._writer() as writer:
+            for digest, entry in sorted(entries.items()):
+                writer.add(self._loose.as_member(digest, entry))
+            writer.sync()
+            with self._alone():
+                self._packs.refresh()
+                there = {digest for digest in entries if self.has(digest)}
+                if not there.isdisjoint(new):
+                    raise TakenError(there.intersection(new))
+                replaced = there.intersection(overwrite)
+                kept = there - replaced
+                spent = self._pack_loose(replaced)
+                holding = [pack for pack in self._packs.known if any(pack.find(digest) >= 0 for digest in replaced)]
+                for pack in holding:
+                    pack.shadow(durability="durable")
+                self._publish(writer, lambda number: writer.digest(number) not in kept)
+                for pack in holding:
+                    pack.shadow(replaced, "durable", dead=True)
+                self._retire(spent)
+                trash = self._loose.set_apart(entries.keys() - kept)  # what could not be packed: it was damaged
+        _fs.remove_all(trash)
+        self._join_small()
+        return kept
+
+    def _pack_loose(self, digests: set[Digest]) -> list[Pack]:
+        """Move loose entries, but damaged ones, into a pack of their own, and return it; for who holds the lock."""
+        moved = []
+        with self._writer() as writer:
+            for digest in sorted(digests):
+                try:
+                    member = self._loose.raw(digest)[1]
+                except (Damage, InvalidEntryError):
+                    continue
+                if member is not None:
+                    writer.add(member)
+                    moved.append(digest)
+            if not self._publish(writer):
+                return []
+        _fs.remove_all(self._loose.set_apart(moved))
+        return list(self._packs.known[:1])
+
+    def _join_small(self) -> None:
+        """Join the smallest packs where there are many, so that their number grows with the logarithm of their size."""
+        if len(self._packs.known) <= _MANY:
+            return
+        whole = [pack for pack in self._packs.known if not pack.problem]
+        folded = self._small_beside(min(pack.size for pack in whole), whole)
+        if len(folded) > 1:
+            self._move(self._sources(folded), folded, lambda *_: None)
 
     # From elsewhere into a pack
 
