@@ -26,6 +26,7 @@ from persistent_dict.errors import (
 from persistent_dict.key_builder import ContentKeyBuilder, KeyBuilder
 from persistent_dict.memoize import file_checksum, memoize  # `memoize` is the function from here on
 from persistent_dict.readonly import open_readonly
+from persistent_dict.transactions import TransactionResult, transaction
 
 __version__ = "0.1.0"
 
@@ -50,6 +51,7 @@ __all__ = [
     "PersistentDictError",
     "ReadOnlyEntryError",
     "RecursiveComputationError",
+    "TransactionResult",
     "UnkeyableError",
     "UnloadableEntryError",
     "UntrustedContainerError",
@@ -57,4 +59,5 @@ __all__ = [
     "file_checksum",
     "memoize",
     "open_readonly",
+    "transaction",
 ]

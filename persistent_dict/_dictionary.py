@@ -30,7 +30,7 @@ from persistent_dict.stores.limits import Limits
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from typing import Any, NamedTuple, NoReturn, TypeVar
 
     from typing_extensions import Self
@@ -51,7 +51,15 @@ if TYPE_CHECKING:
         stores: int
         in_memory: int
         waits: int
+
+    class Draft(NamedTuple):
+        """What a transaction is to store."""
+
+        key: Any
+        entry: Entry
+        overwrite: bool
 else:
+    Draft = namedtuple("Draft", "key entry overwrite")
     CacheInfo = namedtuple("CacheInfo", "memory_hits disk_hits misses stores in_memory waits")
 
 _ATTEMPTS = 100  # at an entry that others keep adding and removing
@@ -342,7 +350,7 @@ class Dictionary(Placed, Mapping["K", "V"]):
         """Return whether the entry was added; None: nothing is ever stored here."""
         return self._write(key, lambda: self._store.add(digest, entry))
 
-    def _write(self, key: K, write: Callable[[], T]) -> T | None:
+    def _write(self, key: object, write: Callable[[], T]) -> T | None:
         if _fs.disabled():
             return None
         try:
@@ -361,6 +369,34 @@ class Dictionary(Placed, Mapping["K", "V"]):
             self._stores += 1
             self._tell("store", key)
         return done
+
+    # Many at once
+
+    def _draft(
+        self, drafts: dict[Digest, Draft], key: K, value: V, seconds: float = 0.0, *, overwrite: bool = True
+    ) -> None:
+        """Add what storing a value would write to `drafts`."""
+        digest, _ = self._digest(key)
+        drafts[digest] = Draft(key, self._encode(key, value, seconds), overwrite)
+
+    def _decode_draft(self, drafts: dict[Digest, Draft], draft: Draft) -> Any:
+        value = draft.entry.value
+        return self._format.loads(value.stream, value.buffers)
+
+    def _store_drafts(self, drafts: dict[Digest, Draft]) -> tuple[tuple[K, ...], tuple[K, ...]]:
+        """Store what was drafted, all at once. Return the keys that are stored, and those of what was there first."""
+        kept: Collection[Digest] | None = ()
+        if drafts:
+            overwrite = {digest for digest, draft in drafts.items() if draft.overwrite}
+            entries = {digest: draft.entry for digest, draft in drafts.items()}
+            kept = self._write(f"{len(drafts)} entries", lambda: self._store.add_all(entries, overwrite=overwrite))
+        if kept is None:  # nothing is ever stored here
+            return (), ()
+        for digest in drafts:
+            self._memory.drop(digest)
+        stored = tuple(draft.key for digest, draft in drafts.items() if digest not in kept)
+        self._stores += len(stored) - bool(drafts)  # _write has counted one
+        return stored, tuple(draft.key for digest, draft in drafts.items() if digest in kept)
 
     def clear(self) -> None:
         """Remove all entries, also those that others have stored."""

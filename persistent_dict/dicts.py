@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any, TypeVar
 
-    from persistent_dict.stores.base import MutableStore, Store
+    from persistent_dict._dictionary import Draft
+    from persistent_dict.stores.base import Digest, MutableStore, Store
 
     K = TypeVar("K")
     V = TypeVar("V")
@@ -142,13 +143,26 @@ class WriteOncePersistentDict(ComputingDictionary["K", "V"]):
             The entry could not be written; nothing of it is visible. (A read-only place is a warning, once.)
         """
         digest, proven = self._digest(key)
-        if self._add(key, digest, self._encode(key, value, seconds)) is not False or self._on_conflict == "keep":
-            return
+        if self._add(key, digest, self._encode(key, value, seconds)) is False:
+            self._check_conflict(key, value, lambda: self._load(key, digest, proven)[0])
+
+    def _check_conflict(self, key: K, value: V, fetch: Callable[[], V]) -> None:
+        """Raise where something that is there may not stay as it is (see `on_conflict`)."""
         if self._on_conflict == "raise":
             raise ReadOnlyEntryError(shown(key))
-        stored = self._load(key, digest, proven)
-        if not self._are_equal(stored[0], value):
+        if self._on_conflict == "verify" and not self._are_equal(fetch(), value):
             raise ReadOnlyEntryError(shown(key), "a different value is there already")
+
+    def _draft(
+        self, drafts: dict[Digest, Draft], key: K, value: V, seconds: float = 0.0, *, overwrite: bool = True
+    ) -> None:
+        draft = drafts.get(self._digest(key)[0])
+        if draft is not None:
+            self._check_conflict(key, value, lambda: self._decode_draft(drafts, draft))
+        elif key in self:
+            self._check_conflict(key, value, lambda: self.fetch(key))
+        else:
+            super()._draft(drafts, key, value, seconds, overwrite=False)
 
 
 class PersistentDict(ComputingDictionary["K", "V"], MutableMapping["K", "V"]):
