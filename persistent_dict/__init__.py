@@ -10,9 +10,12 @@ from persistent_dict.errors import (
     CollisionWarning,
     ContainerError,
     CorruptEntryWarning,
+    CyclicReferenceError,
     InvalidEntryError,
     InvalidKeyFileError,
     InvalidValueFileError,
+    MissingReferenceError,
+    NameTakenError,
     NanKeyWarning,
     NoSuchEntryCollisionError,
     NoSuchEntryError,
@@ -26,6 +29,7 @@ from persistent_dict.errors import (
 from persistent_dict.key_builder import ContentKeyBuilder, KeyBuilder
 from persistent_dict.memoize import file_checksum, memoize  # `memoize` is the function from here on
 from persistent_dict.readonly import open_readonly
+from persistent_dict.references import References
 from persistent_dict.transactions import TransactionResult, transaction
 
 __version__ = "0.1.0"
@@ -37,12 +41,15 @@ __all__ = [
     "ContainerError",
     "ContentKeyBuilder",
     "CorruptEntryWarning",
+    "CyclicReferenceError",
     "Explanation",
     "FunctionInfo",
     "InvalidEntryError",
     "InvalidKeyFileError",
     "InvalidValueFileError",
     "KeyBuilder",
+    "MissingReferenceError",
+    "NameTakenError",
     "NanKeyWarning",
     "NoSuchEntryCollisionError",
     "NoSuchEntryError",
@@ -51,6 +58,7 @@ __all__ = [
     "PersistentDictError",
     "ReadOnlyEntryError",
     "RecursiveComputationError",
+    "References",
     "TransactionResult",
     "UnkeyableError",
     "UnloadableEntryError",

@@ -16,7 +16,6 @@ from persistent_dict.errors import (
     said,
     shown,
 )
-from persistent_dict.stores.base import Entry
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -190,8 +189,7 @@ class ComputingDictionary(Dictionary["K", "V"]):
         """Store what was computed, whatever happens, and return it; or what somebody else has stored meanwhile."""
         value: V = work.value
         try:
-            stream, buffers = self._format.dumps(value)
-            if self._add(key, digest, Entry.new(key_stream, stream, buffers, work.seconds)) is False:
+            if self._add(key, digest, value, work.seconds, key_stream) is False:
                 found = self._look(key, digest, proven)
                 return value if found is None else found[0]
         except (OSError, PersistentDictError) as error:

@@ -7,9 +7,11 @@ from abc import abstractmethod
 from collections import namedtuple
 from collections.abc import Mapping
 from errno import EACCES, ENOENT, ENOTDIR, EPERM, EROFS
+from functools import partial
 from hashlib import blake2b
 
 from persistent_dict import _fs, _log
+from persistent_dict._links import Draft, Links
 from persistent_dict._lru import Lru
 from persistent_dict._placed import Placed
 from persistent_dict.errors import (
@@ -17,6 +19,7 @@ from persistent_dict.errors import (
     CollisionWarning,
     CorruptEntryWarning,
     InvalidEntryError,
+    MissingReferenceError,
     NoSuchEntryCollisionError,
     NoSuchEntryError,
     UnloadableEntryError,
@@ -25,7 +28,7 @@ from persistent_dict.errors import (
 )
 from persistent_dict.formats import find_format
 from persistent_dict.key_builder import KeyBuilder
-from persistent_dict.stores.base import Entry
+from persistent_dict.stores.base import Entry, TakenError
 from persistent_dict.stores.limits import Limits
 
 TYPE_CHECKING = False
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from persistent_dict.formats import Format
+    from persistent_dict.formats import Buffer
     from persistent_dict.stores.base import Digest, Part
 
     K = TypeVar("K")
@@ -52,14 +55,7 @@ if TYPE_CHECKING:
         in_memory: int
         waits: int
 
-    class Draft(NamedTuple):
-        """What a transaction is to store."""
-
-        key: Any
-        entry: Entry
-        overwrite: bool
 else:
-    Draft = namedtuple("Draft", "key entry overwrite")
     CacheInfo = namedtuple("CacheInfo", "memory_hits disk_hits misses stores in_memory waits")
 
 _ATTEMPTS = 100  # at an entry that others keep adding and removing
@@ -90,6 +86,7 @@ class Dictionary(Placed, Mapping["K", "V"]):
         max_entries: int | None = None,
         max_age: float | None = None,
         over: Sequence[Any] = (),
+        references: Any = None,
     ) -> None:
         check_choice("on_invalid", on_invalid, ("raise", "quarantine"))
         if safe_sync and durability not in (None, "durable"):
@@ -110,7 +107,13 @@ class Dictionary(Placed, Mapping["K", "V"]):
             raise TypeError(f"store= brings its own place: {', '.join(beside)} cannot be given beside it")
         self.identifier = identifier
         self.key_builder: Callable[[Any], str] = KeyBuilder() if key_builder is None else key_builder
-        self._format: Format = find_format(format)
+        self._format: Any = find_format(format)
+        self._references = None
+        if references is not None:
+            from persistent_dict.references import References
+
+            self._references = references if isinstance(references, References) else References(references)
+            self._format = self._references.format_for(self._format)
         self._options: dict[str, Any] = given
         self._over = [over] if isinstance(over, (str, os.PathLike, Mapping)) else list(over)
         self._on_invalid = on_invalid
@@ -131,6 +134,10 @@ class Dictionary(Placed, Mapping["K", "V"]):
         # Asking each time would double the time of a hit in memory: these are told if the last word on the store was.
         self._is_heard = _log.listener() is not None
         builder = self.key_builder
+        self._links: Links | None = None
+        if self._references is not None:
+            self._links = Links(self, self._references)
+            self._format.resolver = partial(self._links.resolver, {})
         self._digest: Callable[[Any], tuple[Digest, bool]] = self._foreign_digest
         self._plain_types: frozenset[type] = frozenset()
         if isinstance(builder, KeyBuilder) and builder.makes_digests:
@@ -278,6 +285,10 @@ class Dictionary(Placed, Mapping["K", "V"]):
         if isinstance(error, MemoryError):
             return error
         place = self._store.place(digest)
+        if isinstance(error, MissingReferenceError):
+            return MissingReferenceError(error.path, error.reason, place, self.filename)
+        if isinstance(error, InvalidEntryError):  # of something that the value refers to
+            return error
         reason = f"its bytes are intact, but decoding them fails with {type(error).__name__}: {error}"
         return UnloadableEntryError(place, reason, place, self.filename)
 
@@ -340,15 +351,20 @@ class Dictionary(Placed, Mapping["K", "V"]):
             return None
         if not self._must_be_durable and self._store.stat(digest) is not None:
             return False
-        return self._add(key, digest, self._encode(key, value))
+        return self._add(key, digest, value)
 
-    def _encode(self, key: K, value: Any, seconds: float = 0.0) -> Entry:
-        stream, buffers = self._format.dumps(value)
-        return Entry.new(self._format.dumps_key(key), stream, buffers, seconds)
-
-    def _add(self, key: K, digest: Digest, entry: Entry) -> bool | None:
-        """Return whether the entry was added; None: nothing is ever stored here."""
+    def _add(
+        self, key: K, digest: Digest, value: Any, seconds: float = 0.0, key_stream: Buffer | None = None
+    ) -> bool | None:
+        """Return whether the value was stored; False: there is one; None: nothing is ever stored here."""
+        if self._links is not None:
+            return self._links.store(key, value, seconds, key_stream, overwrite=False)
+        entry = self._encode(key, value, seconds, key_stream)
         return self._write(key, lambda: self._store.add(digest, entry))
+
+    def _encode(self, key: K, value: Any, seconds: float = 0.0, key_stream: Buffer | None = None) -> Entry:
+        stream, buffers = self._format.dumps(value)
+        return Entry.new(self._format.dumps_key(key) if key_stream is None else key_stream, stream, buffers, seconds)
 
     def _write(self, key: object, write: Callable[[], T]) -> T | None:
         if _fs.disabled():
@@ -372,31 +388,58 @@ class Dictionary(Placed, Mapping["K", "V"]):
 
     # Many at once
 
+    def _drafts_of(self, key: K, value: Any, seconds: float = 0.0, *, overwrite: bool) -> dict[Digest, Draft]:
+        """Return the entries that storing a value takes."""
+        if self._links is not None:
+            return self._links.drafts_of(key, value, seconds, None, overwrite)
+        return {self._digest(key)[0]: Draft(key, self._encode(key, value, seconds), overwrite)}
+
     def _draft(
         self, drafts: dict[Digest, Draft], key: K, value: V, seconds: float = 0.0, *, overwrite: bool = True
     ) -> None:
-        """Add what storing a value would write to `drafts`."""
-        digest, _ = self._digest(key)
-        drafts[digest] = Draft(key, self._encode(key, value, seconds), overwrite)
+        """Add to `drafts` what storing a value would write."""
+        more = self._drafts_of(key, value, seconds, overwrite=overwrite)
+        if self._links is not None:
+            self._links.new_parts(more, drafts)
+        for digest, draft in more.items():
+            if draft.part is None or digest not in drafts:
+                drafts[digest] = draft
 
     def _decode_draft(self, drafts: dict[Digest, Draft], draft: Draft) -> Any:
         value = draft.entry.value
+        if self._links is not None:
+            return self._format.loads_resolving(value.stream, value.buffers, self._links.resolver(drafts))
         return self._format.loads(value.stream, value.buffers)
 
     def _store_drafts(self, drafts: dict[Digest, Draft]) -> tuple[tuple[K, ...], tuple[K, ...]]:
         """Store what was drafted, all at once. Return the keys that are stored, and those of what was there first."""
-        kept: Collection[Digest] | None = ()
-        if drafts:
-            overwrite = {digest for digest, draft in drafts.items() if draft.overwrite}
-            entries = {digest: draft.entry for digest, draft in drafts.items()}
-            kept = self._write(f"{len(drafts)} entries", lambda: self._store.add_all(entries, overwrite=overwrite))
-        if kept is None:  # nothing is ever stored here
+        if not drafts:
             return (), ()
-        for digest in drafts:
-            self._memory.drop(digest)
+        for _ in range(_ATTEMPTS):
+            new = self._links.new_parts(drafts, {}) if self._links is not None else set()
+            try:
+                kept = self._store_all(drafts, new)
+                break
+            except TakenError:  # by what may be equal
+                continue
+        else:
+            kept = self._store_all(drafts, ())
+        if kept is None:
+            return (), ()
         stored = tuple(draft.key for digest, draft in drafts.items() if digest not in kept)
-        self._stores += len(stored) - bool(drafts)  # _write has counted one
         return stored, tuple(draft.key for digest, draft in drafts.items() if digest in kept)
+
+    def _store_all(self, drafts: dict[Digest, Draft], new: Collection[Digest]) -> Collection[Digest] | None:
+        """Return what `Store.add_all` does; None: nothing is ever stored here."""
+        overwrite = {digest for digest, draft in drafts.items() if draft.overwrite}
+        entries = {digest: draft.entry for digest, draft in drafts.items()}
+        first = next(iter(drafts.values())).key
+        kept = self._write(first, lambda: self._store.add_all(entries, overwrite=overwrite, new=new))
+        if kept is not None:
+            self._stores += len(drafts) - len(kept) - 1  # _write has counted one
+            for digest in drafts:
+                self._memory.drop(digest)
+        return kept
 
     def clear(self) -> None:
         """Remove all entries, also those that others have stored."""
@@ -459,7 +502,7 @@ class Dictionary(Placed, Mapping["K", "V"]):
         return f"{type(self).__name__}({self.identifier!r}, {place!r}, format={self._format.name!r})"
 
     def __getstate__(self) -> dict[str, Any]:
-        left_out = ("_memory", "_digest", "_plain_types")
+        left_out = ("_memory", "_digest", "_plain_types", "_links")
         return {
             "filename": self.filename,
             **{name: value for name, value in vars(self).items() if name not in left_out},

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any, TypeVar
 
-    from persistent_dict._dictionary import Draft
+    from persistent_dict._links import Draft
     from persistent_dict.stores.base import Digest, MutableStore, Store
 
     K = TypeVar("K")
@@ -58,6 +58,9 @@ class WriteOncePersistentDict(ComputingDictionary["K", "V"]):
     over : path, or a sequence of paths and read-only dictionaries, optional
         Packs that `persistent-dict export` made, or what `open_readonly` returned: what is in one of them is there,
         and need not be computed. They are never changed.
+    references : callable or References, optional
+        From an object to its key, or None: objects inside a stored value that have a key are entries of their own, in
+        the same transaction, and the value refers to them (see `References`).
 
     Notes
     -----
@@ -86,6 +89,7 @@ class WriteOncePersistentDict(ComputingDictionary["K", "V"]):
         max_entries: int | None = None,
         max_age: float | None = None,
         over: Sequence[Any] = (),
+        references: Any = None,
     ) -> None:
         check_choice("on_conflict", on_conflict, ("raise", "keep", "verify"))
         super().__init__(
@@ -106,6 +110,7 @@ class WriteOncePersistentDict(ComputingDictionary["K", "V"]):
             max_entries=max_entries,
             max_age=max_age,
             over=over,
+            references=references,
         )
         self._on_conflict = on_conflict
 
@@ -143,7 +148,7 @@ class WriteOncePersistentDict(ComputingDictionary["K", "V"]):
             The entry could not be written; nothing of it is visible. (A read-only place is a warning, once.)
         """
         digest, proven = self._digest(key)
-        if self._add(key, digest, self._encode(key, value, seconds)) is False:
+        if self._add(key, digest, value, seconds) is False:
             self._check_conflict(key, value, lambda: self._load(key, digest, proven)[0])
 
     def _check_conflict(self, key: K, value: V, fetch: Callable[[], V]) -> None:
@@ -181,7 +186,7 @@ class PersistentDict(ComputingDictionary["K", "V"], MutableMapping["K", "V"]):
     def _find(self, key: K) -> tuple[V, K, float]:
         digest, proven = self._digest(key)
         info = None
-        if self._memory_size != 0 and not _fs.disabled():
+        if self._memory_size != 0 and self._links is None and not _fs.disabled():
             # Before reading: a value may then be remembered with an older stamp than its own, never with a later one.
             info = self._store.stat(digest)
             found: tuple[tuple[V, K, float], object] | None = self._memory.get(digest)
@@ -206,6 +211,9 @@ class PersistentDict(ComputingDictionary["K", "V"], MutableMapping["K", "V"]):
             The entry could not be written; the old value, if any, stays. (A read-only place is a warning, once.)
         """
         digest, proven = self._digest(key)
+        if self._links is not None:
+            self._links.store(key, value, seconds, None, overwrite=True)
+            return
         entry = self._encode(key, value, seconds)
         same_key = None if proven else (lambda part: self._is_same_key(part, digest, key))
         self._write(key, lambda: self._store.set(digest, entry, same_key))

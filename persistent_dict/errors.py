@@ -169,6 +169,58 @@ class UnloadableEntryError(InvalidEntryError):
         return f"rm -rf {shell_quoted(self.entry)}"
 
 
+class MissingReferenceError(UnloadableEntryError):
+    """An entry refers to another one by its name, and there is none."""
+
+    def __init__(self, path: str, reason: str, entry: str = "", container: str = "", key_text: str = "") -> None:
+        super().__init__(path, reason, entry, container, key_text)
+
+    def _cures(self) -> list[str]:
+        cures = ["  to mend it: store the value again, and what is missing with it"]
+        removal = self._removal()
+        return [*cures, *([f"  to remove the entry, so that it is computed again:  {removal}"] if removal else [])]
+
+
+class CyclicReferenceError(PersistentDictError, ValueError):
+    """Objects that have names are parts of each other, so that none could be loaded.
+
+    Attributes
+    ----------
+    names : list
+        The names, each a part of the one before; the last is the first.
+    """
+
+    def __init__(self, names: list[object]) -> None:
+        super().__init__(names)
+        self.names = names
+
+    def __str__(self) -> str:
+        way = " contains ".join(map(shown, self.names))
+        return f"{way}: objects that are parts of each other cannot be stored by reference"
+
+
+class NameTakenError(PersistentDictError, ValueError):
+    """An object inside a value has a name under which another one is stored. Nothing was written.
+
+    Attributes
+    ----------
+    name : object
+    where : str
+        What has the name.
+    """
+
+    def __init__(self, name: object, where: str) -> None:
+        super().__init__(name, where)
+        self.name = name
+        self.where = where
+
+    def __str__(self) -> str:
+        return (
+            f"the name {shown(self.name)} is taken, {self.where}, and what has it is not equal. Give the object another "
+            "name; or, to replace the other one for all that refer to it, store it under its name by itself first."
+        )
+
+
 class RecursiveComputationError(PersistentDictError, RuntimeError):
     """Computing a value asked for that same value.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any, Protocol
 
     Buffer = bytes | bytearray | memoryview
@@ -48,6 +48,11 @@ class PickleFormat:
         self._dumps, self._loads = pickle.dumps, pickle.loads
 
     def dumps(self, value: Any) -> tuple[Buffer, Sequence[Buffer]]:
+        buffers, keep_in_band = self.buffer_keeper()
+        return self._dumps(value, 5, buffer_callback=keep_in_band), buffers
+
+    def buffer_keeper(self) -> tuple[list[Buffer], Callable[[Any], bool]]:
+        """Return where large buffers go, and the callback for pickle that puts them there."""
         buffers: list[Buffer] = []
 
         def keep_in_band(buffer: Any) -> bool:
@@ -57,7 +62,7 @@ class PickleFormat:
             buffers.append(raw)
             return False
 
-        return self._dumps(value, 5, buffer_callback=keep_in_band), buffers
+        return buffers, keep_in_band
 
     def loads(self, stream: Buffer, buffers: Sequence[Buffer]) -> Any:
         return self._loads(stream, buffers=buffers) if buffers else self._loads(stream)
@@ -75,37 +80,39 @@ class _PlainKeys:
     def dumps_key(self, key: Any) -> Buffer:
         from json import dumps
 
-        return dumps(_wrapped(key), separators=(",", ":")).encode()
+        return dumps(to_plain(key), separators=(",", ":")).encode()
 
     def loads_key(self, stream: Buffer) -> Any:
         from json import loads
 
-        return _unwrapped(loads(bytes(stream)))
+        return from_plain(loads(bytes(stream)))
 
 
-def _wrapped(key: Any) -> object:
+def to_plain(key: Any) -> object:
+    """Return what JSON knows, for a key."""
     kind = type(key)
     if key is None or kind in (bool, int, float, str):
         return key
     if kind is bytes:
         return {"bytes": key.hex()}
     if kind is tuple:
-        return {"tuple": [_wrapped(part) for part in key]}
+        return {"tuple": [to_plain(part) for part in key]}
     if kind is frozenset:
-        return {"frozenset": [_wrapped(part) for part in key]}
+        return {"frozenset": [to_plain(part) for part in key]}
     raise TypeError(
         f"a key with a {kind.__name__} in it cannot be kept without pickle: use numbers, strings, bytes, tuples and "
         'frozensets, or open the dictionary with format="pickle"'
     )
 
 
-def _unwrapped(wrapped: Any) -> object:
+def from_plain(wrapped: Any) -> object:
+    """Return the key that `to_plain` was given."""
     if type(wrapped) is not dict:
         return wrapped
     ((kind, parts),) = wrapped.items()
     if kind == "bytes":
         return bytes.fromhex(parts)
-    return {"tuple": tuple, "frozenset": frozenset}[kind](map(_unwrapped, parts))
+    return {"tuple": tuple, "frozenset": frozenset}[kind](map(from_plain, parts))
 
 
 class JsonFormat(_PlainKeys):

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from persistent_dict._computing import ComputingDictionary
-    from persistent_dict._dictionary import Draft
+    from persistent_dict._links import Draft
     from persistent_dict.stores.base import Digest
 
     K = TypeVar("K")

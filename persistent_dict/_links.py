@@ -1,0 +1,202 @@
+"""Values that refer to other entries: writing all that one consists of, and putting it together again."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+
+from persistent_dict.errors import (
+    CyclicReferenceError,
+    InvalidEntryError,
+    MissingReferenceError,
+    NameTakenError,
+    shown,
+)
+from persistent_dict.stores.base import Entry, TakenError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any, NamedTuple
+
+    from persistent_dict._dictionary import Dictionary
+    from persistent_dict.stores.base import Digest, Part
+
+    class Draft(NamedTuple):
+        """An entry that is to be stored.
+
+        Attributes
+        ----------
+        key : object
+        entry : Entry
+        overwrite : bool
+            Whether it takes the place of what is there.
+        part : object
+            Where the entry is part of another's value: the object. It may be there already, if it is equal.
+        """
+
+        key: Any
+        entry: Entry
+        overwrite: bool
+        part: Any = None
+else:
+    Draft = namedtuple("Draft", "key entry overwrite part", defaults=(None,))
+_ATTEMPTS = 100  # at names that others take meanwhile
+
+
+class Links:
+    """The references among the entries of one dictionary."""
+
+    def __init__(self, dictionary: Dictionary[Any, Any], references: Any) -> None:
+        self._dictionary = dictionary
+        self._references = references
+
+    # Writing
+
+    def drafts_of(self, key: Any, value: Any, seconds: float, key_stream: Any, overwrite: bool) -> dict[Digest, Draft]:
+        """Return what storing a value takes: its own entry, and one for every object in it that has a name.
+
+        Raises
+        ------
+        CyclicReferenceError
+            Objects that have names are parts of each other.
+        NameTakenError
+            Two different objects in it have one name.
+        """
+        root = self._digest(key)
+        drafts: dict[Digest, Draft] = {}
+        graph: dict[Digest, list[Digest]] = {}
+        waiting = [(root, key, value)]
+        while waiting:
+            digest, name, thing = waiting.pop()
+            known = drafts.get(digest)
+            if digest in graph and (known is None or digest == root or known.part is thing):
+                continue
+            own = self._references.name(thing)
+            is_itself = own is None or self._digest(own) == digest
+            stream, buffers, named = self._format.dumps_named(thing, is_root=is_itself)
+            if digest == root:
+                key_stream = self._format.dumps_key(key) if key_stream is None else key_stream
+                draft = Draft(key, Entry.new(key_stream, stream, buffers, seconds), overwrite)
+            else:
+                draft = Draft(name, Entry.new(self._format.dumps_key(name), stream, buffers), False, thing)
+            if known is None:
+                drafts[digest] = draft
+                parts = [(self._digest(part_name), part_name, part) for part_name, part in named]
+                graph[digest] = [part[0] for part in parts]
+                waiting += parts
+            elif not self._are_equal(draft, known.entry.value, drafts):
+                raise NameTakenError(name, "by another object in the same value")
+        self._refuse_cycles(graph, drafts)
+        return drafts
+
+    def _refuse_cycles(self, graph: dict[Digest, list[Digest]], drafts: dict[Digest, Draft]) -> None:
+        if len(graph) == 1 and not any(graph.values()):
+            return
+        from graphlib import CycleError, TopologicalSorter
+
+        try:
+            TopologicalSorter(graph).prepare()
+        except CycleError as error:
+            raise CyclicReferenceError([drafts[digest].key for digest in reversed(error.args[1])]) from None
+
+    def new_parts(self, drafts: Mapping[Digest, Draft], around: Mapping[Digest, Draft]) -> set[Digest]:
+        """Return the digests of the parts that are stored nowhere yet, neither in the store nor in what is `around`.
+
+        Raises
+        ------
+        NameTakenError
+            Another object is stored under the name of one.
+        """
+        new = set()
+        for digest, draft in drafts.items():
+            if draft.part is None:
+                continue
+            there = around[digest].entry.value if digest in around else self._stored(draft.key, digest)
+            if there is None:
+                new.add(digest)
+            elif not self._are_equal(draft, there, {**around, **drafts}):
+                raise NameTakenError(draft.key, f"at {self._dictionary._store.place(digest)}")
+        return new
+
+    def _are_equal(self, draft: Draft, there: Part, drafts: Mapping[Digest, Draft]) -> bool:
+        """Whether an object is what is stored under its name: by its bytes, by ``==``, or by the bytes of what comes
+        back from both, for objects that do not compare."""
+        value = draft.entry.value
+        if bytes(value.stream) == bytes(there.stream) and list(map(bytes, value.buffers)) == list(
+            map(bytes, there.buffers)
+        ):
+            return True
+        ours, theirs = (
+            self._format.loads_resolving(part.stream, part.buffers, self.resolver(drafts)) for part in (value, there)
+        )
+        return self._dictionary._are_equal(theirs, draft.part) or self._bytes_of(ours) == self._bytes_of(theirs)
+
+    def _bytes_of(self, thing: Any) -> tuple[bytes, list[bytes]]:
+        stream, buffers, _ = self._format.dumps_named(thing, is_root=True)
+        return bytes(stream), list(map(bytes, buffers))
+
+    def store(self, key: Any, value: Any, seconds: float, key_stream: Any, overwrite: bool) -> bool | None:
+        """Store a value with its parts, all at once. False: there is an entry under the key, and nothing was changed;
+        None: nothing is ever stored here."""
+        dictionary, root = self._dictionary, self._digest(key)
+        drafts = self.drafts_of(key, value, seconds, key_stream, overwrite)
+        for _ in range(_ATTEMPTS):
+            new = self.new_parts(drafts, {})
+            if not overwrite:
+                new.add(root)
+            try:
+                kept = dictionary._store_all(drafts, new)
+            except TakenError as error:
+                if root in error.digests:
+                    return False
+            else:
+                return None if kept is None else True
+        raise NameTakenError(key, "others keep storing and removing parts of it")
+
+    # Reading
+
+    def resolver(self, drafts: Mapping[Digest, Draft]) -> Callable[[Any], Any]:
+        """Return what makes objects of names, for the time of reading one value: each is made once."""
+        done: dict[Digest, Any] = {}
+        way: dict[Digest, Any] = {}
+
+        def resolve(name: Any) -> Any:
+            digest = self._digest(name)
+            if digest in done:
+                return done[digest]
+            if digest in way:
+                raise CyclicReferenceError([*way.values(), name])
+            part = drafts[digest].entry.value if digest in drafts else self._stored(name, digest)
+            if part is None:
+                raise MissingReferenceError(self._dictionary._store.place(digest), _told(name, list(way.values())))
+            way[digest] = name
+            done[digest] = self._format.loads_resolving(part.stream, part.buffers, resolve)
+            del way[digest]
+            return done[digest]
+
+        return resolve
+
+    def _stored(self, name: Any, digest: Digest) -> Part | None:
+        """Return the value that is stored under a name, None where there is none."""
+        dictionary = self._dictionary
+        try:
+            entry = dictionary._store.get(digest)
+        except InvalidEntryError as error:
+            dictionary._handle_invalid(error, digest, name)
+            return None
+        if entry is None:
+            return None
+        dictionary._check_key(entry.key, digest, name)
+        return entry.value
+
+    @property
+    def _format(self) -> Any:
+        return self._dictionary._format
+
+    def _digest(self, key: Any) -> Digest:
+        return self._dictionary._digest(key)[0]
+
+
+def _told(name: Any, way: list[Any]) -> str:
+    by = f", by way of {' and '.join(map(shown, way))}," if way else ""
+    return f"it refers to {shown(name)}{by} and there is no entry of that name"
