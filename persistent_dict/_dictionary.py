@@ -28,7 +28,7 @@ from persistent_dict.errors import (
 )
 from persistent_dict.formats import find_format
 from persistent_dict.key_builder import KeyBuilder
-from persistent_dict.stores.base import Entry, TakenError
+from persistent_dict.stores.base import Entry
 from persistent_dict.stores.limits import Limits
 
 TYPE_CHECKING = False
@@ -282,7 +282,7 @@ class Dictionary(Placed, Mapping["K", "V"]):
             raise self._unloadable(digest, error) from error
 
     def _unloadable(self, digest: Digest, error: Exception) -> Exception:
-        if isinstance(error, MemoryError):
+        if isinstance(error, (MemoryError, RecursionError)):
             return error
         place = self._store.place(digest)
         if isinstance(error, MissingReferenceError):
@@ -415,15 +415,7 @@ class Dictionary(Placed, Mapping["K", "V"]):
         """Store what was drafted, all at once. Return the keys that are stored, and those of what was there first."""
         if not drafts:
             return (), ()
-        for _ in range(_ATTEMPTS):
-            new = self._links.new_parts(drafts, {}) if self._links is not None else set()
-            try:
-                kept = self._store_all(drafts, new)
-                break
-            except TakenError:  # by what may be equal
-                continue
-        else:
-            kept = self._store_all(drafts, ())
+        kept = self._store_all(drafts, ()) if self._links is None else self._links.store_all(drafts)
         if kept is None:
             return (), ()
         stored = tuple(draft.key for digest, draft in drafts.items() if digest not in kept)

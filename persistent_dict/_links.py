@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import namedtuple
+from errno import EBUSY
 
 from persistent_dict.errors import (
     CyclicReferenceError,
@@ -15,10 +16,9 @@ from persistent_dict.stores.base import Entry, TakenError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
     from typing import Any, NamedTuple
 
-    from persistent_dict._dictionary import Dictionary
     from persistent_dict.stores.base import Digest, Part
 
     class Draft(NamedTuple):
@@ -40,13 +40,14 @@ if TYPE_CHECKING:
         part: Any = None
 else:
     Draft = namedtuple("Draft", "key entry overwrite part", defaults=(None,))
+_DEEPEST = 100  # references in a chain; loading takes some frames of the stack for each
 _ATTEMPTS = 100  # at names that others take meanwhile
 
 
 class Links:
     """The references among the entries of one dictionary."""
 
-    def __init__(self, dictionary: Dictionary[Any, Any], references: Any) -> None:
+    def __init__(self, dictionary: Any, references: Any) -> None:
         self._dictionary = dictionary
         self._references = references
 
@@ -85,19 +86,23 @@ class Links:
                 graph[digest] = [part[0] for part in parts]
                 waiting += parts
             elif not self._are_equal(draft, known.entry.value, drafts):
-                raise NameTakenError(name, "by another object in the same value")
-        self._refuse_cycles(graph, drafts)
+                raise NameTakenError(name, "in the same value")
+        self._check_shape(graph, drafts)
         return drafts
 
-    def _refuse_cycles(self, graph: dict[Digest, list[Digest]], drafts: dict[Digest, Draft]) -> None:
+    def _check_shape(self, graph: dict[Digest, list[Digest]], drafts: dict[Digest, Draft]) -> None:
         if len(graph) == 1 and not any(graph.values()):
             return
         from graphlib import CycleError, TopologicalSorter
 
+        depth: dict[Digest, int] = {}
         try:
-            TopologicalSorter(graph).prepare()
+            for digest in TopologicalSorter(graph).static_order():
+                depth[digest] = 1 + max((depth[part] for part in graph[digest]), default=0)
         except CycleError as error:
             raise CyclicReferenceError([drafts[digest].key for digest in reversed(error.args[1])]) from None
+        if max(depth.values()) > _DEEPEST:
+            raise RecursionError(f"a chain of more than {_DEEPEST} references: Python's stack may not do to load it")
 
     def new_parts(self, drafts: Mapping[Digest, Draft], around: Mapping[Digest, Draft]) -> set[Digest]:
         """Return the digests of the parts that are stored nowhere yet, neither in the store nor in what is `around`.
@@ -138,20 +143,34 @@ class Links:
     def store(self, key: Any, value: Any, seconds: float, key_stream: Any, overwrite: bool) -> bool | None:
         """Store a value with its parts, all at once. False: there is an entry under the key, and nothing was changed;
         None: nothing is ever stored here."""
-        dictionary, root = self._dictionary, self._digest(key)
+        root = self._digest(key)
         drafts = self.drafts_of(key, value, seconds, key_stream, overwrite)
+        try:
+            kept = self.store_all(drafts, () if overwrite else (root,))
+        except TakenError:
+            return False
+        return None if kept is None else True
+
+    def store_all(self, drafts: dict[Digest, Draft], new: Collection[Digest] = ()) -> Collection[Digest] | None:
+        """Store what was drafted. Return the digests of what was there and stays; None: nothing is ever stored here.
+
+        Raises
+        ------
+        TakenError
+            Something in `new` is there.
+        NameTakenError
+            As `new_parts`.
+        """
         for _ in range(_ATTEMPTS):
-            new = self.new_parts(drafts, {})
-            if not overwrite:
-                new.add(root)
+            new_parts = self.new_parts(drafts, {})
             try:
-                kept = dictionary._store_all(drafts, new)
-            except TakenError as error:
-                if root in error.digests:
-                    return False
+                kept: Collection[Digest] | None = self._dictionary._store_all(drafts, new_parts.union(new))
+            except TakenError as error:  # by what may be equal
+                if not set(new).isdisjoint(error.digests):
+                    raise
             else:
-                return None if kept is None else True
-        raise NameTakenError(key, "others keep storing and removing parts of it")
+                return kept
+        raise OSError(EBUSY, "others keep storing and removing objects that the value refers to")
 
     # Reading
 
@@ -187,14 +206,16 @@ class Links:
         if entry is None:
             return None
         dictionary._check_key(entry.key, digest, name)
-        return entry.value
+        value: Part = entry.value
+        return value
 
     @property
     def _format(self) -> Any:
         return self._dictionary._format
 
     def _digest(self, key: Any) -> Digest:
-        return self._dictionary._digest(key)[0]
+        digest: Digest = self._dictionary._digest(key)[0]
+        return digest
 
 
 def _told(name: Any, way: list[Any]) -> str:

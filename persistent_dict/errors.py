@@ -216,8 +216,8 @@ class NameTakenError(PersistentDictError, ValueError):
 
     def __str__(self) -> str:
         return (
-            f"the name {shown(self.name)} is taken, {self.where}, and what has it is not equal. Give the object another "
-            "name; or, to replace the other one for all that refer to it, store it under its name by itself first."
+            f"the name {shown(self.name)} is taken by an object that is not equal, {self.where}. Give this one another "
+            "name; or store it under its name by itself, to replace the other one for all that refer to it."
         )
 
 

@@ -24,6 +24,7 @@ def open_readonly(
     in_mem_cache_size: int | None = 256,
     mmap: bool = False,
     trusted: bool = False,
+    references: Any = None,
 ) -> WriteOncePersistentDict[Any, Any]:
     """Return a dictionary of what is in a pack that `persistent-dict export` made.
 
@@ -35,7 +36,7 @@ def open_readonly(
         That of the dictionary that was exported.
     format : str, module or object, optional
         That of the dictionary that was exported; known for "pickle", "json" and "raw".
-    in_mem_cache_size, mmap, trusted
+    in_mem_cache_size, mmap, trusted, references
         As for `WriteOncePersistentDict`.
 
     Raises
@@ -61,7 +62,12 @@ def open_readonly(
         raise ContainerError(store.path, f"its values were written by {name}: pass that as format=")
     identifier = unquote(store.facts.get("identifier", "")) or os.path.basename(store.path)
     opened: WriteOncePersistentDict[Any, Any] = WriteOncePersistentDict(
-        identifier, key_builder, format=format or name, in_mem_cache_size=in_mem_cache_size, store=store
+        identifier,
+        key_builder,
+        format=format or name,
+        in_mem_cache_size=in_mem_cache_size,
+        store=store,
+        references=references,
     )
     opened.filename = store.path
     return opened

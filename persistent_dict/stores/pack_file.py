@@ -16,7 +16,7 @@ from persistent_dict.stores.packs import Pack
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator, Mapping
     from typing import Any, NoReturn
 
     from persistent_dict.stores.base import Digest, Entry, EntryInfo, Member, Part
@@ -130,6 +130,11 @@ class PackFile(Store):
         return f"{self.path}:{digest}"
 
     def add(self, digest: Digest, entry: Entry) -> bool:
+        self._refuse()
+
+    def add_all(
+        self, entries: Mapping[Digest, Entry], *, overwrite: Collection[Digest] = (), new: Collection[Digest] = ()
+    ) -> frozenset[Digest]:
         self._refuse()
 
     def delete(self, digest: Digest) -> bool:
