@@ -22,8 +22,10 @@ from persistent_dict.errors import (
     PersistentDictError,
     ReadOnlyEntryError,
     RecursiveComputationError,
+    StaleStoreError,
     UnkeyableError,
     UnloadableEntryError,
+    UnreadableStoreError,
     UntrustedContainerError,
 )
 from persistent_dict.key_builder import ContentKeyBuilder, KeyBuilder
@@ -59,9 +61,11 @@ __all__ = [
     "ReadOnlyEntryError",
     "RecursiveComputationError",
     "References",
+    "StaleStoreError",
     "TransactionResult",
     "UnkeyableError",
     "UnloadableEntryError",
+    "UnreadableStoreError",
     "UntrustedContainerError",
     "WriteOncePersistentDict",
     "file_checksum",
