@@ -357,9 +357,13 @@ class Dictionary(Placed, Mapping["K", "V"]):
         self, key: K, digest: Digest, value: Any, seconds: float = 0.0, key_stream: Buffer | None = None
     ) -> bool | None:
         """Return whether the value was stored; False: there is one; None: nothing is ever stored here."""
-        if self._links is not None:
-            return self._links.store(key, value, seconds, key_stream, overwrite=False)
-        entry = self._encode(key, value, seconds, key_stream)
+        if self._links is None:
+            entry = self._encode(key, value, seconds, key_stream)
+        else:
+            drafts = self._links.drafts_of(key, value, seconds, key_stream, overwrite=False)
+            if len(drafts) > 1:
+                return self._links.store(drafts, digest)
+            entry = drafts[digest].entry
         return self._write(key, lambda: self._store.add(digest, entry))
 
     def _encode(self, key: K, value: Any, seconds: float = 0.0, key_stream: Buffer | None = None) -> Entry:

@@ -124,29 +124,18 @@ class Links:
         return new
 
     def _are_equal(self, draft: Draft, there: Part, drafts: Mapping[Digest, Draft]) -> bool:
-        """Whether an object is what is stored under its name: by its bytes, by ``==``, or by the bytes of what comes
-        back from both, for objects that do not compare."""
-        value = draft.entry.value
-        if bytes(value.stream) == bytes(there.stream) and list(map(bytes, value.buffers)) == list(
-            map(bytes, there.buffers)
-        ):
+        """Whether an object is what is stored under its name, by its bytes or by ``==``."""
+        ours = draft.entry.value
+        if [*map(bytes, (ours.stream, *ours.buffers))] == [*map(bytes, (there.stream, *there.buffers))]:
             return True
-        ours, theirs = (
-            self._format.loads_resolving(part.stream, part.buffers, self.resolver(drafts)) for part in (value, there)
-        )
-        return self._dictionary._are_equal(theirs, draft.part) or self._bytes_of(ours) == self._bytes_of(theirs)
+        theirs = self._format.loads_resolving(there.stream, there.buffers, self.resolver(drafts))
+        return bool(self._dictionary._are_equal(theirs, draft.part))
 
-    def _bytes_of(self, thing: Any) -> tuple[bytes, list[bytes]]:
-        stream, buffers, _ = self._format.dumps_named(thing, is_root=True)
-        return bytes(stream), list(map(bytes, buffers))
-
-    def store(self, key: Any, value: Any, seconds: float, key_stream: Any, overwrite: bool) -> bool | None:
-        """Store a value with its parts, all at once. False: there is an entry under the key, and nothing was changed;
+    def store(self, drafts: dict[Digest, Draft], root: Digest) -> bool | None:
+        """Store a value with its parts, all at once. False: there is an entry under its key, and nothing was changed;
         None: nothing is ever stored here."""
-        root = self._digest(key)
-        drafts = self.drafts_of(key, value, seconds, key_stream, overwrite)
         try:
-            kept = self.store_all(drafts, () if overwrite else (root,))
+            kept = self.store_all(drafts, () if drafts[root].overwrite else (root,))
         except TakenError:
             return False
         return None if kept is None else True

@@ -211,10 +211,11 @@ class PersistentDict(ComputingDictionary["K", "V"], MutableMapping["K", "V"]):
             The entry could not be written; the old value, if any, stays. (A read-only place is a warning, once.)
         """
         digest, proven = self._digest(key)
-        if self._links is not None:
-            self._links.store(key, value, seconds, None, overwrite=True)
+        drafts = self._drafts_of(key, value, seconds, overwrite=True)
+        if self._links is not None and len(drafts) > 1:
+            self._links.store(drafts, digest)
             return
-        entry = self._encode(key, value, seconds)
+        entry = drafts[digest].entry
         same_key = None if proven else (lambda part: self._is_same_key(part, digest, key))
         self._write(key, lambda: self._store.set(digest, entry, same_key))
         self._memory.drop(digest)

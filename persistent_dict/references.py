@@ -24,11 +24,15 @@ _NAMELESS = frozenset({type(None), bool, int, float, complex, str, bytes})
 class References:
     """Which objects inside a value are entries of their own.
 
+    Storing a value stores them, too, in the same transaction; loading it loads them, each once. Under a name that is
+    taken, an equal object (of the same bytes, or by ``==``) is fine.
+
     Parameters
     ----------
     name_of : callable
         From an object to its key in the dictionary, or None where it is a part of what it is in. Asked for every object
-        but numbers and texts, so it should be quick.
+        but numbers and texts, so it should be quick; and for what is no business of yours, too (a member of an enum has
+        a `name`, a module a `__name__`).
     to_json : callable, optional
         With ``format="json"``: from an object that JSON does not know to one that it knows, in which other objects may
         be.
