@@ -370,11 +370,19 @@ class Dictionary(Placed, Mapping["K", "V"]):
         stream, buffers = self._format.dumps(value)
         return Entry.new(self._format.dumps_key(key) if key_stream is None else key_stream, stream, buffers, seconds)
 
-    def _write(self, key: object, write: Callable[[], T]) -> T | None:
+    def _write(self, key: K, write: Callable[[], T]) -> T | None:
+        """Return what `write` does, and count one store unless that is False; None: nothing is ever stored here."""
+        is_possible, done = self._attempt(write)
+        if is_possible and done is not False:
+            self._count_store(key)
+        return done
+
+    def _attempt(self, write: Callable[[], T]) -> tuple[bool, T | None]:
+        """Return whether anything is ever stored here, and what `write` does."""
         if _fs.disabled():
-            return None
+            return False, None
         try:
-            done = write()
+            return True, write()
         except OSError as error:
             if error.errno not in _UNWRITABLE or self._must_be_durable:
                 raise
@@ -384,11 +392,11 @@ class Dictionary(Placed, Mapping["K", "V"]):
                 "PERSISTENT_DICT_DISABLE=1 to do without the cache.",
                 "unwritable",
             )
-            return None
-        if done is not False:
-            self._stores += 1
-            self._tell("store", key)
-        return done
+            return False, None
+
+    def _count_store(self, key: K) -> None:
+        self._stores += 1
+        self._tell("store", key)
 
     # Many at once
 
@@ -425,16 +433,16 @@ class Dictionary(Placed, Mapping["K", "V"]):
         stored = tuple(draft.key for digest, draft in drafts.items() if digest not in kept)
         return stored, tuple(draft.key for digest, draft in drafts.items() if digest in kept)
 
-    def _store_all(self, drafts: dict[Digest, Draft], new: Collection[Digest]) -> Collection[Digest] | None:
+    def _store_all(self, drafts: dict[Digest, Draft], new: Collection[Digest]) -> frozenset[Digest] | None:
         """Return what `Store.add_all` does; None: nothing is ever stored here."""
         overwrite = {digest for digest, draft in drafts.items() if draft.overwrite}
         entries = {digest: draft.entry for digest, draft in drafts.items()}
-        first = next(iter(drafts.values())).key
-        kept = self._write(first, lambda: self._store.add_all(entries, overwrite=overwrite, new=new))
+        _, kept = self._attempt(lambda: self._store.add_all(entries, overwrite=overwrite, new=new))
         if kept is not None:
-            self._stores += len(drafts) - len(kept) - 1  # _write has counted one
-            for digest in drafts:
-                self._memory.drop(digest)
+            for digest, draft in drafts.items():
+                if digest not in kept:
+                    self._memory.drop(digest)
+                    self._count_store(draft.key)
         return kept
 
     def clear(self) -> None:

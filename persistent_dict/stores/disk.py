@@ -330,6 +330,7 @@ class DiskStore(MutableStore):
             return frozenset(self.packing.add_all(entries, overwrite, new))
 
         kept = self._in_container(write)
+        self._without_errors("joining packs", self.packing.join_small)
         if self._limits:
             for digest in entries.keys() - kept:
                 self._keep_within(self._limits, entries[digest])
@@ -395,20 +396,27 @@ class DiskStore(MutableStore):
             return
         self._added_bytes = self._added_entries = 0
         self._look_at = now + _SELDOM
+        self._without_errors("pruning", lambda: self._prune_alone(limits))
+
+    def _prune_alone(self, limits: Limits) -> None:
         lock = self._lock("prune")
+        if lock.acquire():  # else somebody else is at it
+            try:
+                _fs.touch(f"{self.path}/locks/pruned", self._mode)
+                infos = list(self.scan())
+                if limits.surplus(infos):
+                    self.delete_unused(limits.share(0.9).surplus(infos))
+            finally:
+                lock.release()
+
+    def _without_errors(self, what: str, work: Callable[[], object]) -> None:
+        """Do what can be done later as well, for a writer that has done its own part."""
         try:
-            if lock.acquire():  # else somebody else is at it
-                try:
-                    _fs.touch(f"{self.path}/locks/pruned", self._mode)
-                    infos = list(self.scan())
-                    if limits.surplus(infos):
-                        self.delete_unused(limits.share(0.9).surplus(infos))
-                finally:
-                    lock.release()
+            work()
         except OSError as error:
             log = _log.listener()
             if log is not None:
-                log.debug("%s: pruning failed: %s", self.path, error)
+                log.debug("%s: %s failed: %s", self.path, what, error)
 
     def clear(self) -> None:
         if self.open():

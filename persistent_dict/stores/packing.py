@@ -348,8 +348,8 @@ class Packing:
                     pack.shadow(replaced, "durable", dead=True)
                 self._retire(spent)
                 trash = self._loose.set_apart(entries.keys() - kept)  # what could not be packed: it was damaged
-        _fs.remove_all(trash)
-        self._join_small()
+        for path in trash:
+            _fs.discard(path)
         return kept
 
     def _pack_loose(self, digests: set[Digest]) -> list[Pack]:
@@ -369,7 +369,7 @@ class Packing:
         _fs.remove_all(self._loose.set_apart(moved))
         return list(self._packs.known[:1])
 
-    def _join_small(self) -> None:
+    def join_small(self) -> None:
         """Join the smallest packs where there are many, so that their number grows with the logarithm of their size."""
         if len(self._packs.known) <= _MANY:
             return
