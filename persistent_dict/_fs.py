@@ -236,9 +236,7 @@ def replace_file(path: str, data: Buffer, backup: str, *, must_last: bool) -> os
     It has the permissions and extended attributes of the other and, where this user may give it, its owner. With
     `backup`, a path, the other stays there. With `must_last`, all is synced.
     """
-    directory, name = os.path.split(path)
-    stage = f"{directory}/{_stage_prefix(name)}{os.urandom(8).hex()}{_STAGE_SUFFIX}"
-    before = status_of(path)
+    directory, stage, before = os.path.dirname(path), _stage_beside(path), status_of(path)
     try:
         fd = os.open(stage, _WRITE, 0o666 if before is None else 0o600)
     except FileNotFoundError:
@@ -256,7 +254,7 @@ def replace_file(path: str, data: Buffer, backup: str, *, must_last: bool) -> os
             raise
         os.close(fd)  # its error counts
         if backup and before is not None:
-            _link_over(path, backup)
+            _link_over(path, _stage_beside(path), backup)
         os.rename(stage, path)
     except BaseException:
         discard(stage)
@@ -282,18 +280,20 @@ def _make_like(fd: int, path: str, before: os.stat_result) -> None:
     os.fchmod(fd, stat.S_IMODE(before.st_mode) & 0o777)
 
 
-def _link_over(path: str, target: str) -> None:
+def _link_over(path: str, stage: str, target: str) -> None:
     """Let a file be at `target`, too, in the place of what is there."""
-    stage = f"{target}.{os.urandom(8).hex()}"
     try:
-        os.link(path, stage)
-    except OSError as error:
-        if error.errno not in (EPERM, ENOTSUP, EMLINK):
-            raise
-        from shutil import copy2  # a file system without links
+        try:
+            os.link(path, stage)
+        except OSError as error:
+            if error.errno not in (EPERM, ENOTSUP, EMLINK):
+                raise
+            from shutil import copy2  # a file system without links
 
-        copy2(path, stage)
-    os.rename(stage, target)
+            copy2(path, stage)
+        os.rename(stage, target)
+    finally:
+        discard(stage)  # rename leaves it where both are links to one file, as after a crash
 
 
 def sweep_beside(path: str) -> None:
@@ -304,6 +304,11 @@ def sweep_beside(path: str) -> None:
             stage = f"{directory}/{other}"
             if time.time() - time_of(stage) > 3600:
                 discard(stage)
+
+
+def _stage_beside(path: str) -> str:
+    directory, name = os.path.split(path)
+    return f"{directory}/{_stage_prefix(name)}{os.urandom(8).hex()}{_STAGE_SUFFIX}"
 
 
 def _stage_prefix(name: str) -> str:

@@ -246,6 +246,15 @@ def commands_of(error):
     return [line.partition(":  ")[2] for line in str(error).splitlines() if ":  " in line]
 
 
+def test_a_backup_that_is_the_file_itself_leaves_nothing_behind():
+    Path("a.json").write_text("1")
+    os.link("a.json", "a.json.bak")  # as a crash before the last step does
+    with atomic_store.open("a.json", backup=True) as store:
+        store.value = 2
+    assert sorted(os.listdir()) == ["a.json", "a.json.bak"]
+    assert (Path("a.json").read_text(), Path("a.json.bak").read_text()) == ("2", "1")
+
+
 def test_a_backup_where_there_are_no_links(monkeypatch):
     def refuse(*_args, **_kwargs):
         raise PermissionError(errno.EPERM, "no links here")
@@ -514,7 +523,7 @@ while True:
     number += 1
     store.value = [number, "x" * (number * 997 % 20_000), number]
     store.commit()
-    os.write(1, b"%d\n" % number)
+    os.write(1, b"%d\\n" % number)
 """
 
 

@@ -328,6 +328,14 @@ class LooseStore(MutableStore):
                         _fs.sync_directory(os.path.dirname(source))
         return trash
 
+    def sync_names(self, digests: Iterable[Digest]) -> None:
+        """Let a power cut not undo that entries came or went."""
+        for shard in sorted({digest[:2] for digest in digests}):
+            path = f"{self._entries}/{shard}"
+            if _fs.is_directory(path):
+                _fs.sync_directory(path)
+        _fs.sync_directory(self._entries)
+
     def set_apart_all(self) -> list[str]:
         """Move all entries away, as `set_apart` does."""
         trash = self._new_stage()

@@ -366,7 +366,9 @@ class Packing:
                     moved.append(digest)
             if not self._publish(writer):
                 return []
-        _fs.remove_all(self._loose.set_apart(moved))
+        trash = self._loose.set_apart(moved)
+        self._loose.sync_names(moved)  # before anything else is: else what is half removed might come back
+        _fs.remove_all(trash)
         return list(self._packs.known[:1])
 
     def join_small(self) -> None:
