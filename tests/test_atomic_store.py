@@ -56,6 +56,7 @@ LEFT = [
 @pytest.mark.parametrize("number", range(5))
 @pytest.mark.parametrize("name", ["atomic_store", "persistent_dict.atomic_store"])
 def test_every_example_of_its_readme_works(number, name, monkeypatch):
+    pytest.importorskip("atomic_store")
     examples = readme_of("atomic_store")
     assert len(examples) == 5
     module = pytest.importorskip(name)
@@ -138,9 +139,11 @@ class Bytes(atomic_store.AbstractFormatBstr):
         (Lines(), ["a", "b"], {"is_binary": False, "dump_kwargs": {"end": "\r\n"}}),
         (Bytes(), b"\x00\xff", {}),
     ],
-    ids=str,
+    ids=["default", "json", "the json module", "pickle", "the pickle module", "bson", "toml", "dumps", "text", "bytes"],
 )
 def test_every_format_comes_back(kind, value, options):
+    if kind in ("bson", "toml"):
+        pytest.importorskip({"bson": "bson", "toml": "tomli_w"}[kind])
     store = atomic_store.open("file", format=kind, **options)
     store.value = value
     store.commit()

@@ -10,7 +10,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from persistent_dict import (
@@ -140,7 +139,7 @@ def test_objects_that_do_not_compare_are_compared_by_their_bytes(tmp_path):
     d["b"] = [Incomparable("x", data=["ab", "ab"])]
     with pytest.raises(NameTakenError):
         d["c"] = [Incomparable("x", data=["ab", "ac"])]
-    array = np.arange(50_000)
+    array = pytest.importorskip("numpy").arange(50_000)
     d["array"] = [Node("numbers", data=array)]
     d["again"] = [Node("numbers", data=array.copy())]
     with pytest.raises(NameTakenError):
