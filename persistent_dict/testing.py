@@ -19,7 +19,7 @@ import threading
 from contextlib import contextmanager
 
 from persistent_dict._placed import displace_all
-from persistent_dict.stores.base import Entry, Part
+from persistent_dict.stores.base import Entry, Part, TakenError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -125,6 +125,27 @@ class StoreContract:
             store.add(make_digest(str(i)), make_entry(value, key=value))
             assert contents(store.get_value(make_digest(str(i)))) == (value, [])
             assert contents(store.get_key(make_digest(str(i)))) == (value, [])
+
+    def test_many_entries_are_added_at_once_or_not_at_all(self) -> None:
+        store = self.make_store()
+        a, b, c = map(make_digest, "abc")
+        store.add(a, make_entry(b"first"))
+        try:
+            kept = store.add_all({a: make_entry(b"second"), b: make_entry(b"b", b"buffer")})
+        except NotImplementedError:  # no store has to
+            return
+        assert kept == {a}
+        assert contents(store.get_value(a)) == (b"first", [])
+        assert contents(store.get_value(b)) == (b"b", [b"buffer"])
+        try:
+            store.add_all({b: make_entry(b"third"), c: make_entry(b"c")}, new={b, c})
+        except TakenError as error:
+            assert set(error.digests) == {b}
+        else:
+            raise AssertionError("an entry that was to be new was there")
+        assert store.get(c) is None
+        assert store.add_all({c: make_entry(b"c")}, new={c}) == frozenset()
+        assert len(store) == 3
 
     def test_large_values_and_buffers_come_back(self) -> None:
         store = self.make_store()
@@ -244,6 +265,26 @@ class MutableStoreContract(StoreContract):
         assert got.value.seconds == 2.0
         assert got.key.nonce == got.value.nonce
         assert len(store) == 1
+
+    def test_many_entries_are_replaced_at_once(self) -> None:
+        store = self.make_store()
+        digests = [make_digest(str(i)) for i in range(20)]
+        for digest in digests[:10]:
+            store.set(digest, make_entry(b"old", key=b"old"))
+        entries = {digest: make_entry(b"new", key=b"new") for digest in digests}
+        try:
+            kept = store.add_all(entries, overwrite=set(digests[5:]))
+        except NotImplementedError:  # no store has to
+            return
+        assert kept == set(digests[:5])
+        for i, digest in enumerate(digests):
+            got = store.get(digest)
+            assert got is not None
+            expected = b"old" if i < 5 else b"new"
+            assert (contents(got.key), contents(got.value)) == ((expected, []), (expected, []))
+            assert store.delete(digest)
+            assert store.get(digest) is None
+        assert list(store.scan()) == []
 
     def test_a_replaced_value_has_another_stamp(self) -> None:
         store, digest = self.make_store(), make_digest("a")

@@ -533,7 +533,7 @@ while True:
 @pytest.mark.storm
 def test_a_kill_while_committing_leaves_the_old_value_or_the_new_one(tmp_path):
     path = str(tmp_path / "a.json")
-    rounds = int(os.environ.get("PERSISTENT_DICT_KILLS", "100"))
+    rounds = int(os.environ.get("PERSISTENT_DICT_KILLS", "500"))
     for number in range(rounds):
         process = subprocess.Popen(
             [sys.executable, "-c", COMMITTING.format(path=path, sync=number % 2 == 0)],

@@ -505,7 +505,7 @@ def test_a_kill_at_any_time_leaves_all_or_nothing(tmp_path):
     d = make(PersistentDict, tmp_path)
     for i in range(10):
         d["k", i] = 0
-    for number in range(int(os.environ.get("PERSISTENT_DICT_KILLS", "100"))):
+    for number in range(int(os.environ.get("PERSISTENT_DICT_KILLS", "500"))):
         process = subprocess.Popen(
             [sys.executable, "-c", KILLED_LATER.format(directory=str(tmp_path))],
             env={**os.environ, "PYTHONPATH": ROOT}, stdout=subprocess.PIPE, text=True,

@@ -376,7 +376,7 @@ class Packing:
         if len(self._packs.known) <= _MANY:
             return
         whole = [pack for pack in self._packs.known if not pack.problem]
-        folded = self._small_beside(min(pack.size for pack in whole), whole)
+        folded = self._small_beside(min((pack.size for pack in whole), default=0), whole)
         if len(folded) > 1:
             self._move(self._sources(folded), folded, lambda *_: None)
 
