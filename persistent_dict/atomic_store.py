@@ -190,7 +190,9 @@ class AtomicStore:
         self._default = default
         self._file = os.path.realpath(os.fsdecode(path))  # a link is followed, not replaced
         self._backup = f"{self._file}.bak"
-        self._lock = None if lock is False else _fs.FileLock(f"{self._file}.lock", 0o666)
+        status = _fs.status_of(self._file)
+        mode = 0o600 if status is None else status.st_mode  # who may write the file may wait for its lock
+        self._lock = None if lock is False else _fs.FileLock(f"{self._file}.lock", mode)
         self._patience = _FOREVER if lock is True else float(lock)
         self._turn = RLock()
         self._safe_sync = safe_sync

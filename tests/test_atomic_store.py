@@ -664,3 +664,11 @@ class _Plain:
 
     def load(self, fp):
         return fp.read()
+
+
+def test_the_lock_file_is_no_more_open_than_the_file():
+    for mode in (0o600, 0o660, 0o644):
+        Path("a.json").write_text("1")
+        os.chmod("a.json", mode)
+        with atomic_store.open("a.json", lock=True):
+            assert stat.S_IMODE(os.stat("a.json.lock").st_mode) == mode
