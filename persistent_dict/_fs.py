@@ -272,12 +272,19 @@ def _make_like(fd: int, path: str, before: os.stat_result) -> None:
             break
         except PermissionError:
             continue
-    for name in os.listxattr(path) if hasattr(os, "listxattr") else ():  # access-control lists are among them
+    for name in _extended_attributes(path):  # access-control lists are among them
         try:
             os.setxattr(fd, name, os.getxattr(path, name))
         except OSError:
             continue
     os.fchmod(fd, stat.S_IMODE(before.st_mode) & 0o777)
+
+
+def _extended_attributes(path: str) -> list[str]:
+    try:
+        return os.listxattr(path) if hasattr(os, "listxattr") else []
+    except OSError:  # a file system without them
+        return []
 
 
 def _link_over(path: str, stage: str, target: str) -> None:

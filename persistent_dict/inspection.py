@@ -441,7 +441,7 @@ def loose_problem(store: DiskStore, digest: Digest) -> InvalidEntryError | None:
     """Return what is wrong with a loose entry, None if nothing is."""
     place = store.loose.place(digest)
     try:
-        if store.loose.check(digest) is None and _fs.is_directory(place):
+        if store.loose.check(digest) is None and store.loose.is_wreck(digest):
             return InvalidEntryError(place, "its directory has no value file", place, store.path)
     except InvalidEntryError as error:
         return error

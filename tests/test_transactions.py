@@ -5,23 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-import traceback
 from pathlib import Path
 
 import pytest
 from crash.explorer import Recorder, explore
 from faults import CALLS, KILLED, Injector, make_old
+from storms import context, run_all
 
 from persistent_dict import (
     CacheWriteWarning,
-    InvalidEntryError,
     NoSuchEntryError,
     PersistentDict,
     ReadOnlyEntryError,
@@ -584,40 +582,19 @@ def race_upkeep(directory, stop, told, what):
     told.put(rounds)
 
 
-def race_process(role, directory, stop, told, *args):
-    try:
-        role(directory, stop, told, *args)
-    except BaseException:
-        stop.set()
-        told.put(traceback.format_exc())
-
-
 @pytest.mark.storm
 @pytest.mark.parametrize("what", ["pack", "clear"])
 def test_transactions_race_stores_readers_and_upkeep(what, tmp_path):
     d = make(PersistentDict, tmp_path)
     for i in range(10):
         d["k", i] = 0
-    context = multiprocessing.get_context("spawn")
-    stop, told, turn, version = context.Event(), context.Queue(), context.Lock(), context.Value("q", 0)
-    work = [
+    turn, version = context.Lock(), context.Value("q", 0)
+    run_all(tmp_path, [
         *[(race_reader, what == "pack")] * 2,
         *[(race_writer, turn, version)] * 2,
         (race_single, turn, version),
         (race_upkeep, what),
-    ]
-    processes = [context.Process(target=race_process, args=(role, tmp_path, stop, told, *args)) for role, *args in work]
-    for process in processes:
-        process.start()
-    stop.wait(float(os.environ.get("PERSISTENT_DICT_STORM_SECONDS", "10")))
-    stop.set()
-    ends = [told.get(timeout=120) for _ in processes]
-    for process in processes:
-        process.join(60)
-    assert [end for end in ends if isinstance(end, str)] == []
-    assert all(ends)
+    ])  # fmt: skip
     if what == "pack":
         assert {d["k", i] for i in range(10)} == {version.value}
-    with contextlib.suppress(NoSuchEntryError, InvalidEntryError):
-        d["k", 0]
     assert verify(open_store(d.filename)).problems == []

@@ -255,6 +255,18 @@ class LooseStore(MutableStore):
 
         return self._look_with(digest, read_both)
 
+    def is_wreck(self, digest: Digest) -> bool:
+        """Whether the entry's directory is there, and no value in it."""
+        place = self.place(digest)
+        try:
+            directory = _fs.open_directory(place)
+        except FileNotFoundError:
+            return False
+        try:
+            return "value" not in os.listdir(directory) and _bears_name(directory, place)
+        finally:
+            os.close(directory)
+
     def _as_part(self, digest: Digest, kind: int, fd: int, status: os.stat_result) -> Part:
         return read(fd, 0, status.st_size, digest, kind)
 
