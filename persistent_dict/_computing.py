@@ -229,7 +229,7 @@ class ComputingDictionary(Dictionary["K", "V"]):
             if entry is not None and not proven and not self._is_same_key(entry.key, digest, key):
                 return Explanation("collision", f"{place} is the entry of another key with the same digest")
             if entry is not None:
-                self._decode(entry.value, digest)
+                self._try_to_decode(entry.value, digest)
         except InvalidEntryError as error:
             return Explanation("invalid", str(error.for_key(key)))
         if entry is not None:

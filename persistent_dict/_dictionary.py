@@ -11,7 +11,7 @@ from functools import partial
 from hashlib import blake2b
 
 from persistent_dict import _fs, _log
-from persistent_dict._links import Draft, Links
+from persistent_dict._links import Draft, Links, PlaceError
 from persistent_dict._lru import Lru
 from persistent_dict._placed import Placed
 from persistent_dict.errors import (
@@ -275,6 +275,16 @@ class Dictionary(Placed, Mapping["K", "V"]):
         except Exception as error:
             raise self._unloadable(digest, error) from error
 
+    def _try_to_decode(self, part: Part, digest: Digest) -> None:
+        """Do what `_decode` does, and leave what is damaged where it is."""
+        if self._links is None:
+            self._decode(part, digest)
+            return
+        try:
+            self._format.loads_resolving(part.stream, part.buffers, self._links.resolver({}, sets_aside=False))
+        except Exception as error:
+            raise self._unloadable(digest, error) from error
+
     def _decode_key(self, part: Part, digest: Digest) -> Any:
         try:
             return self._format.loads_key(part.stream)
@@ -282,6 +292,8 @@ class Dictionary(Placed, Mapping["K", "V"]):
             raise self._unloadable(digest, error) from error
 
     def _unloadable(self, digest: Digest, error: Exception) -> Exception:
+        if isinstance(error, PlaceError):
+            return error.error
         if isinstance(error, (MemoryError, RecursionError)):
             return error
         place = self._store.place(digest)
@@ -414,8 +426,26 @@ class Dictionary(Placed, Mapping["K", "V"]):
         if self._links is not None:
             self._links.new_parts(more, drafts)
         for digest, draft in more.items():
-            if draft.part is None or digest not in drafts:
+            known = drafts.get(digest)
+            if draft.part is None or known is None:
                 drafts[digest] = draft
+            elif known.part is None and not known.overwrite:  # somebody else's may come first, and be another
+                drafts[digest] = known._replace(part=draft.part)
+
+    def _drafted(self, drafts: dict[Digest, Draft], key: K) -> Draft | None:
+        """Return what was drafted for a key, None where nothing was."""
+        digest, proven = self._digest(key)
+        draft = drafts.get(digest)
+        if draft is not None and not proven and not self._are_equal(draft.key, key):
+            self._collide(key)
+        return draft
+
+    def _fetch_around(self, drafts: dict[Digest, Draft], key: K) -> Any:
+        """Return what `fetch` does, with what was drafted in place of what is stored."""
+        draft = self._drafted(drafts, key)
+        if draft is not None:
+            return self._decode_draft(drafts, draft)
+        return self.fetch(key) if self._links is None else self._links.fetch(key, drafts)
 
     def _decode_draft(self, drafts: dict[Digest, Draft], draft: Draft) -> Any:
         value = draft.entry.value

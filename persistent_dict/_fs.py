@@ -44,6 +44,8 @@ _IOV_MAX = 512
 _ATTEMPTS = 100
 _POLL = 0.005  # seconds
 _STAGE_SUFFIX = ".tmp"
+_STALE = 3600  # seconds
+_HEX = frozenset("0123456789abcdef")
 _DISABLE = os.fsencode("PERSISTENT_DICT_DISABLE")
 
 #: Errors of opening that say "something else than a regular file stands here".
@@ -234,13 +236,15 @@ def replace_file(path: str, data: Buffer, backup: str, *, must_last: bool) -> os
     """Put a file in the place of another, at once. Return the new one's status.
 
     It has the permissions and extended attributes of the other and, where this user may give it, its owner. With
-    `backup`, a path, the other stays there. With `must_last`, all is synced.
+    `backup`, a path, the other stays there. With `must_last`, its bytes are synced; its name is for the caller to sync.
     """
-    directory, stage, before = os.path.dirname(path), _stage_beside(path), status_of(path)
+    stage, before = _stage_beside(path), status_of(path)
+    if before is not None and not stat.S_ISREG(before.st_mode):
+        raise OSError(EINVAL, "it is no regular file", path)
     try:
         fd = os.open(stage, _WRITE, 0o666 if before is None else 0o600)
     except FileNotFoundError:
-        raise FileNotFoundError(ENOENT, "there is no such directory", directory) from None
+        raise FileNotFoundError(ENOENT, "there is no such directory", os.path.dirname(path)) from None
     try:
         try:
             write_all(fd, [data])
@@ -259,8 +263,6 @@ def replace_file(path: str, data: Buffer, backup: str, *, must_last: bool) -> os
     except BaseException:
         discard(stage)
         raise
-    if must_last:
-        sync_directory(directory)
     return status
 
 
@@ -306,11 +308,13 @@ def _link_over(path: str, stage: str, target: str) -> None:
 def sweep_beside(path: str) -> None:
     """Remove what processes that were killed in `replace_file` have left, after an hour."""
     directory, name = os.path.split(path)
+    prefix = _stage_prefix(name)
     for other in list_directory(directory):
-        if other.startswith(_stage_prefix(name)) and other.endswith(_STAGE_SUFFIX):
-            stage = f"{directory}/{other}"
-            if time.time() - time_of(stage) > 3600:
-                discard(stage)
+        middle = other.removeprefix(prefix).removesuffix(_STAGE_SUFFIX)
+        if other == f"{prefix}{middle}{_STAGE_SUFFIX}" and len(middle) == 16 and _HEX.issuperset(middle):
+            status = status_of(f"{directory}/{other}")
+            if status is not None and stat.S_ISREG(status.st_mode) and time.time() - status.st_mtime > _STALE:
+                discard(f"{directory}/{other}")
 
 
 def _stage_beside(path: str) -> str:
@@ -319,7 +323,7 @@ def _stage_beside(path: str) -> str:
 
 
 def _stage_prefix(name: str) -> str:
-    return f".{name[:100]}."
+    return f".{os.fsdecode(os.fsencode(name)[:100])}."
 
 
 def publish_directory(staged: str, final: str) -> bool:

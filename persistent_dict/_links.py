@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections import namedtuple
 from errno import EBUSY
 
+from persistent_dict import _fs
 from persistent_dict.errors import (
+    ContainerError,
     CyclicReferenceError,
     InvalidEntryError,
     MissingReferenceError,
     NameTakenError,
+    NoSuchEntryError,
     shown,
 )
 from persistent_dict.stores.base import Entry, TakenError
@@ -44,6 +47,14 @@ _DEEPEST = 100  # references in a chain; loading takes some frames of the stack 
 _ATTEMPTS = 100  # at names that others take meanwhile
 
 
+class PlaceError(Exception):
+    """What the place of an entry answered, on its way through a decoder, which it says nothing about."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
 class Links:
     """The references among the entries of one dictionary."""
 
@@ -66,12 +77,13 @@ class Links:
         root = self._digest(key)
         drafts: dict[Digest, Draft] = {}
         graph: dict[Digest, list[Digest]] = {}
+        seen: dict[tuple[Digest, int], Any] = {}  # by id; the objects live as long
         waiting = [(root, key, value)]
         while waiting:
             digest, name, thing = waiting.pop()
-            known = drafts.get(digest)
-            if digest in graph and (known is None or digest == root or known.part is thing):
+            if (digest, id(thing)) in seen or (digest == root and drafts):
                 continue
+            seen[digest, id(thing)] = thing
             own = self._references.name(thing)
             is_itself = own is None or self._digest(own) == digest
             stream, buffers, named = self._format.dumps_named(thing, is_root=is_itself)
@@ -80,12 +92,11 @@ class Links:
                 draft = Draft(key, Entry.new(key_stream, stream, buffers, seconds), overwrite)
             else:
                 draft = Draft(name, Entry.new(self._format.dumps_key(name), stream, buffers), False, thing)
-            if known is None:
-                drafts[digest] = draft
-                parts = [(self._digest(part_name), part_name, part) for part_name, part in named]
-                graph[digest] = [part[0] for part in parts]
-                waiting += parts
-            elif not self._are_equal(draft, known.entry.value, drafts):
+            parts = [(self._digest(part_name), part_name, part) for part_name, part in named]
+            graph.setdefault(digest, []).extend(part[0] for part in parts)
+            waiting += parts  # also where the name is known: equal names may stand for different objects
+            known = drafts.setdefault(digest, draft)
+            if known is not draft and not self._are_equal(draft, known.entry.value, drafts):
                 raise NameTakenError(name, "in the same value")
         self._check_shape(graph, drafts)
         return drafts
@@ -112,9 +123,9 @@ class Links:
         NameTakenError
             Another object is stored under the name of one.
         """
-        new = set()
+        new: set[Digest] = set()
         for digest, draft in drafts.items():
-            if draft.part is None:
+            if draft.part is None or _fs.disabled():
                 continue
             there = around[digest].entry.value if digest in around else self._stored(draft.key, digest)
             if there is None:
@@ -124,12 +135,21 @@ class Links:
         return new
 
     def _are_equal(self, draft: Draft, there: Part, drafts: Mapping[Digest, Draft]) -> bool:
-        """Whether an object is what is stored under its name, by its bytes or by ``==``."""
+        """Whether an object is what is stored under its name: by its bytes, by ``==``, or by the bytes that do not
+        depend on which of its parts are one object."""
         ours = draft.entry.value
         if [*map(bytes, (ours.stream, *ours.buffers))] == [*map(bytes, (there.stream, *there.buffers))]:
             return True
         theirs = self._format.loads_resolving(there.stream, there.buffers, self.resolver(drafts))
-        return bool(self._dictionary._are_equal(theirs, draft.part))
+        try:
+            if theirs == draft.part:
+                return True
+        except Exception:  # noqa: S110  # arrays do not compare to one bool, and a user's __eq__ may raise anything
+            pass
+        try:
+            return bool(self._format.plain_bytes(theirs) == self._format.plain_bytes(draft.part))
+        except (RecursionError, ValueError):  # an object that contains itself
+            return False
 
     def store(self, drafts: dict[Digest, Draft], root: Digest) -> bool | None:
         """Store a value with its parts, all at once. False: there is an entry under its key, and nothing was changed;
@@ -163,8 +183,9 @@ class Links:
 
     # Reading
 
-    def resolver(self, drafts: Mapping[Digest, Draft]) -> Callable[[Any], Any]:
-        """Return what makes objects of names, for the time of reading one value: each is made once."""
+    def resolver(self, drafts: Mapping[Digest, Draft], *, sets_aside: bool = True) -> Callable[[Any], Any]:
+        """Return what makes objects of names, for the time of reading one value: each is made once. With `sets_aside`,
+        what is damaged is treated as the dictionary does."""
         done: dict[Digest, Any] = {}
         way: dict[Digest, Any] = {}
 
@@ -174,7 +195,7 @@ class Links:
                 return done[digest]
             if digest in way:
                 raise CyclicReferenceError([*way.values(), name])
-            part = drafts[digest].entry.value if digest in drafts else self._stored(name, digest)
+            part = drafts[digest].entry.value if digest in drafts else self._stored(name, digest, sets_aside=sets_aside)
             if part is None:
                 raise MissingReferenceError(self._dictionary._store.place(digest), _told(name, list(way.values())))
             way[digest] = name
@@ -184,14 +205,31 @@ class Links:
 
         return resolve
 
-    def _stored(self, name: Any, digest: Digest) -> Part | None:
+    def fetch(self, name: Any, drafts: Mapping[Digest, Draft]) -> Any:
+        """Return what is stored under a name, with what was drafted in place of the parts that are stored.
+
+        Raises
+        ------
+        NoSuchEntryError
+            There is none.
+        """
+        part = self._stored(name, self._digest(name))
+        if part is None:
+            raise NoSuchEntryError(name)
+        return self._format.loads_resolving(part.stream, part.buffers, self.resolver(drafts))
+
+    def _stored(self, name: Any, digest: Digest, *, sets_aside: bool = True) -> Part | None:
         """Return the value that is stored under a name, None where there is none."""
         dictionary = self._dictionary
         try:
             entry = dictionary._store.get(digest)
         except InvalidEntryError as error:
+            if not sets_aside:
+                raise
             dictionary._handle_invalid(error, digest, name)
             return None
+        except (OSError, ContainerError) as error:
+            raise PlaceError(error) from error
         if entry is None:
             return None
         dictionary._check_key(entry.key, digest, name)

@@ -13,6 +13,7 @@ import io
 import json
 import os
 import sys
+from _thread import get_ident
 from copy import deepcopy
 from errno import ETIMEDOUT
 from hashlib import blake2b
@@ -32,6 +33,8 @@ __all__ = ["AbstractFormatBstr", "AbstractFormatFile", "AtomicStore", "WrapBinar
 
 _SETTLED = 2_000_000_000  # ns; the coarsest clock of a file system in use ticks in 2 s
 _FOREVER = 1e9  # seconds
+
+_locked_by: dict[str, tuple[int, int]] = {}  # which thread of which process has locked a file
 
 
 class AbstractFormatBstr:
@@ -199,7 +202,7 @@ class AtomicStore:
         self._keeps_backup = backup
         self._overwrite = overwrite
         self._commit_on_error = commit_on_error
-        self._level = 0
+        self._level = self._process = 0
         self._has_swept = False
         self._seen: tuple[object, bytes, bool] | None = None  # what file is meant to be replaced
         self.reload()
@@ -227,7 +230,7 @@ class AtomicStore:
         file = io.BytesIO(data)
         try:
             return self.format.load(file if self.is_binary else io.TextIOWrapper(file, "utf-8"), **self.load_kwargs)
-        except ImportError:  # of the format's package, or of what a pickle needs
+        except (ImportError, MemoryError, TypeError):  # of a package that is not there, or of `load_kwargs`
             raise
         except Exception as error:  # whatever the bytes lead to
             backup = self._backup if os.path.isfile(self._backup) else ""
@@ -240,7 +243,8 @@ class AtomicStore:
     # Writing
 
     def commit(self, *, overwrite: bool = False) -> None:
-        """Write `value` to the file, at once. Where that fails, the file stays as it is.
+        """Write `value` to the file, at once. Where that fails, the file stays as it is; but where an `OSError` comes
+        of syncing its directory, the last step, the new value is there, and may not outlive a power cut.
 
         Parameters
         ----------
@@ -258,8 +262,8 @@ class AtomicStore:
         Exception
             Whatever the format raises for a value that it cannot encode.
         """
-        data = self._encoded()
         with self._turn:
+            data = self._encoded()
             if self._level or self._lock is None:
                 self._replace(data, overwrite)
                 return
@@ -267,7 +271,7 @@ class AtomicStore:
             try:
                 self._replace(data, overwrite)
             finally:
-                self._lock.release()
+                self._free_lock(self._lock)
 
     def _encoded(self) -> bytes:
         if self.is_binary:
@@ -287,6 +291,8 @@ class AtomicStore:
             self._has_swept = True
         backup = self._backup if self._keeps_backup else ""
         self._remember(data, _fs.replace_file(self._file, data, backup, must_last=self._safe_sync))
+        if self._safe_sync:
+            _fs.sync_directory(os.path.dirname(self._file))
 
     def _has_changed(self) -> bool:
         """Whether the file is another than the one that was read or written last. The same bytes are no change."""
@@ -308,31 +314,42 @@ class AtomicStore:
             try:
                 if not self._level:
                     self._take_lock(self._lock)
-                    self.reload()
+                    try:
+                        self.reload()
+                    except BaseException:
+                        self._free_lock(self._lock)
+                        raise
             except BaseException:
-                self._lock.release()
                 self._turn.release()
                 raise
         self._level += 1
+        self._process = os.getpid()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
         """Commit, if no exception is on its way; then give the lock back."""
         try:
-            is_meant = kind is None or self._commit_on_error
+            is_meant = (kind is None or self._commit_on_error) and self._process == os.getpid()  # no forked child
             if is_meant and (self._level == 1 or not self.ignore_inner_exits):
                 self.commit()
         finally:
             self._level -= 1
             if self._lock is not None:
                 if not self._level:
-                    self._lock.release()
+                    self._free_lock(self._lock)
                 self._turn.release()
 
     def _take_lock(self, lock: _fs.FileLock) -> None:
+        if _locked_by.get(self._file) == (os.getpid(), get_ident()):
+            raise RuntimeError(f"{self._file}: this thread has locked it already, and would wait for itself for ever")
         if not lock.acquire(self._patience):
             waited = f"the lock has been held for {self._patience:g} s, by {lock.holder() or 'somebody'}"
             raise TimeoutError(ETIMEDOUT, waited, f"{self._file}.lock")
+        _locked_by[self._file] = os.getpid(), get_ident()
+
+    def _free_lock(self, lock: _fs.FileLock) -> None:
+        _locked_by.pop(self._file, None)
+        lock.release()
 
 
 def _stamp(status: os.stat_result) -> tuple[int, int, int, int]:
@@ -398,7 +415,8 @@ def open(  # noqa: A001  # the public name
     Notes
     -----
     `PERSISTENT_DICT_DISABLE` has no effect here: such a file is no cache. Permissions, extended attributes and, where
-    this user may, the owner of an existing file are kept; hard links to it keep the old version.
+    this user may, the owner of an existing file are kept; hard links to it keep the old version. After an exception,
+    `value` still is what the block has made of it; `reload` takes that back, and so does entering with a lock.
     """
     found, is_binary_by_default = _find_format(format)
     return AtomicStore(

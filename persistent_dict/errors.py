@@ -176,7 +176,7 @@ class MissingReferenceError(UnloadableEntryError):
         super().__init__(path, reason, entry, container, key_text)
 
     def _cures(self) -> list[str]:
-        cures = ["  to mend it: store the value again, and what is missing with it"]
+        cures = ["  to mend it: store what is missing, under its name"]
         removal = self._removal()
         return [*cures, *([f"  to remove the entry, so that it is computed again:  {removal}"] if removal else [])]
 
@@ -331,9 +331,8 @@ class UnreadableStoreError(PersistentDictError, ValueError):
 
     def __str__(self) -> str:
         path = shell_quoted(self.path)
-        cures = [
-            f"  to set it aside, and begin anew with the default:  mv {path} {shell_quoted(self.path + '.damaged')}"
-        ]
+        aside = shell_quoted(f"{self.path}.damaged-{os.urandom(4).hex()}")
+        cures = [f"  to set it aside, and begin anew with the default:  mv {path} {aside}"]
         if self.backup:
             cures.insert(0, f"  to go back to what was kept as a backup:  cp {shell_quoted(self.backup)} {path}")
         return "\n".join([f"{self.path} cannot be read: {self.reason}", *cures])

@@ -90,6 +90,10 @@ class ReferringFormat:
         """Return what `loads` does, with what `resolve` makes of the names."""
         raise NotImplementedError
 
+    def plain_bytes(self, value: Any) -> bytes:
+        """Return bytes that are equal for values that consist of the same."""
+        return bytes(self.dumps_named(value, is_root=True)[0])
+
     def loads(self, stream: Buffer, buffers: Sequence[Buffer]) -> Any:
         return self.loads_resolving(stream, buffers, self.resolver())
 
@@ -109,7 +113,7 @@ class PickledReferences(ReferringFormat, PickleFormat):
         from pickle import Pickler, Unpickler
 
         class Referring(Pickler):
-            def __init__(self, file: Any, root: Any, named: Named, keep: Callable[[Any], bool]) -> None:
+            def __init__(self, file: Any, root: Any, named: Named, keep: Callable[[Any], bool] | None) -> None:
                 super().__init__(file, 5, buffer_callback=keep)
                 self.root, self.named = root, named
 
@@ -136,6 +140,15 @@ class PickledReferences(ReferringFormat, PickleFormat):
         file = BytesIO()
         self._pickler(file, value if is_root else self, named, keep).dump(value)
         return file.getvalue(), buffers, named
+
+    def plain_bytes(self, value: Any) -> bytes:
+        from io import BytesIO
+
+        file = BytesIO()
+        pickler = self._pickler(file, value, [], None)
+        pickler.fast = True  # without a memo, in which it would matter which objects are the same one
+        pickler.dump(value)
+        return file.getvalue()
 
     def loads_resolving(self, stream: Buffer, buffers: Sequence[Buffer], resolve: Callable[[Any], Any]) -> Any:
         from io import BytesIO

@@ -10,14 +10,14 @@ rename; an exception that leaves the block leaves nothing.
 
 from __future__ import annotations
 
+import sys
+from _thread import get_ident
 from collections import namedtuple
-from contextvars import ContextVar
 
 from persistent_dict.errors import NoSuchEntryError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from contextvars import Token
     from typing import Any, Generic, NamedTuple, TypeVar
 
     from typing_extensions import Self
@@ -52,7 +52,7 @@ else:
             return cls
 
 
-_open: ContextVar[tuple[Transaction[Any, Any], ...]] = ContextVar("transactions that are open", default=())
+_open: list[Transaction[Any, Any]] = []
 
 
 def transaction(dictionary: ComputingDictionary[K, V]) -> Transaction[K, V]:
@@ -87,7 +87,8 @@ class Transaction(Generic["K", "V"]):
         self._drafts: dict[Digest, Draft] = {}
         self._before: dict[Digest, Draft] = {}
         self._outer: Transaction[K, V] | None = None
-        self._token: Token[tuple[Transaction[Any, Any], ...]] | None = None
+        self._state = "new"
+        self._worker: object = None
         self._result: TransactionResult | None = None
 
     @property
@@ -95,27 +96,29 @@ class Transaction(Generic["K", "V"]):
         return self._result if self._outer is None else self._outer.result
 
     def __enter__(self) -> Self:
-        if self._token is not None or self._result is not None:
+        if self._state != "new":
             raise RuntimeError("a transaction is entered once: call transaction() for another one")
-        around = _open.get()
-        for other in reversed(around):
-            if other._dictionary is self._dictionary and other._token is not None:
+        self._worker = _this_worker()
+        for other in reversed(_open):
+            if other._dictionary is self._dictionary and other._worker == self._worker:
                 self._outer, self._drafts = other, other._drafts
                 break
         self._before = dict(self._drafts)
-        self._token = _open.set((*around, self))
+        self._state = "open"
+        _open.append(self)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
-        if self._token is None:
-            raise RuntimeError("this transaction has ended")
-        _open.reset(self._token)
-        self._token = None
+        self._check()
+        self._state = "over"
+        _open.remove(self)
         if kind is not None:
             self._drafts.clear()
             self._drafts.update(self._before)
         elif self._outer is None:
             self._result = TransactionResult(*self._dictionary._store_drafts(self._drafts))
+        else:
+            self._outer._check()
 
     # Writing
 
@@ -144,7 +147,7 @@ class Transaction(Generic["K", "V"]):
         return True
 
     def _check(self) -> dict[Digest, Draft]:
-        if self._token is None:
+        if self._state != "open":
             raise RuntimeError("a transaction is used inside of its with block")
         return self._drafts
 
@@ -160,10 +163,7 @@ class Transaction(Generic["K", "V"]):
         InvalidEntryError
             As the dictionary's `fetch`.
         """
-        draft = self._drafts.get(self._dictionary._digest(key)[0])
-        if draft is None:
-            return self._dictionary.fetch(key)
-        value: V = self._dictionary._decode_draft(self._drafts, draft)
+        value: V = self._dictionary._fetch_around(self._drafts, key)
         return value
 
     def __getitem__(self, key: K) -> V:
@@ -177,4 +177,14 @@ class Transaction(Generic["K", "V"]):
             return default
 
     def __contains__(self, key: K) -> bool:
-        return self._dictionary._digest(key)[0] in self._drafts or key in self._dictionary
+        return self._dictionary._drafted(self._drafts, key) is not None or key in self._dictionary
+
+
+def _this_worker() -> object:
+    """Return which thread and task this is."""
+    asyncio = sys.modules.get("asyncio")
+    try:
+        task = None if asyncio is None else asyncio.current_task()
+    except RuntimeError:  # no loop is running
+        task = None
+    return get_ident(), task

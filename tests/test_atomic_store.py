@@ -478,6 +478,67 @@ def test_threads_that_share_a_locked_store_take_turns():
     assert json.loads(Path("a.json").read_text()) == 200
 
 
+def test_a_commit_of_another_thread_writes_what_is_there_when_its_turn_comes():
+    shared = atomic_store.open("a.json", 1, lock=True)
+    with shared:
+        thread = threading.Thread(target=shared.commit)
+        thread.start()
+        time.sleep(0.1)
+        shared.value = 2
+    thread.join()
+    assert Path("a.json").read_text() == "2"
+
+
+def test_a_thread_that_would_wait_for_itself_is_told():
+    with atomic_store.open("a.json", 1, lock=True), pytest.raises(RuntimeError, match="would wait for itself"):
+        atomic_store.open("a.json", 1, lock=True).__enter__()
+    with atomic_store.open("a.json", 1, lock=True):
+        pass
+
+
+def test_a_forked_child_that_leaves_the_block_commits_nothing():
+    with atomic_store.open("a.json", 1, lock=True) as store:
+        if not os.fork():
+            try:
+                store.value = 777
+                store.__exit__(None, None, None)
+            finally:
+                os._exit(0)
+        os.wait()
+        assert os.path.exists("a.json.lock")
+        assert not os.path.exists("a.json")
+        store.value = 2
+    assert Path("a.json").read_text() == "2"
+
+
+def test_an_error_after_the_rename_is_no_change_by_somebody_else(monkeypatch):
+    store = atomic_store.open("a.json", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(atomic_store._fs, "sync_directory", lambda path: (_ for _ in ()).throw(OSError(5, "I/O error")))
+        with pytest.raises(OSError, match="I/O error"):
+            store.commit()
+    store.value = 2
+    store.commit()
+    assert Path("a.json").read_text() == "2"
+
+
+def test_long_names_and_places_without_attributes_are_no_obstacle(monkeypatch):
+    def refuse(*_args, **_kwargs):
+        raise OSError(errno.ENOTSUP, "none here")
+
+    monkeypatch.setattr(os, "listxattr", refuse, raising=False)
+    for _ in range(2):
+        with atomic_store.open("\u3042" * 80 + ".json", 1):
+            pass
+    assert len(os.listdir()) == 1
+
+
+def test_mistaken_arguments_are_no_reason_to_move_the_file_away():
+    Path("a.json").write_text("1")
+    with pytest.raises(TypeError):
+        atomic_store.open("a.json", load_kwargs={"no_such": 1})
+
+
 def test_who_waits_too_long_for_the_lock_is_told_by_whom(tmp_path):
     path = str(tmp_path / "a.json")
     holder = spawn(f"""
@@ -559,12 +620,17 @@ def test_a_kill_while_committing_leaves_the_old_value_or_the_new_one(tmp_path):
 
 
 def test_what_killed_processes_left_is_removed_after_an_hour_and_nothing_else():
-    others = [".a.json.notes.tmpx", ".b.json.0123456789abcdef.tmp", "a.json.0123456789abcdef.tmp"]
+    others = [".a.json.notes.tmpx", ".a.json.notes.tmp", ".b.json.0123456789abcdef.tmp", "a.json.0123456789abcdef.tmp",
+              ".a.json.0123456789ABCDEF.tmp"]  # fmt: skip
+    os.mkdir(".a.json.00000000deadbeef.tmp")
     for name in [*others, ".a.json.0123456789abcdef.tmp", ".a.json.fedcba9876543210.tmp"]:
         Path(name).touch()
-    os.utime(".a.json.0123456789abcdef.tmp", (0, 0))
+    for name in os.listdir():
+        if name != ".a.json.fedcba9876543210.tmp":
+            os.utime(name, (0, 0))
     atomic_store.open("a.json", 1).commit()
-    assert sorted(os.listdir()) == sorted([*others, "a.json", ".a.json.fedcba9876543210.tmp"])
+    left = [*others, "a.json", ".a.json.fedcba9876543210.tmp", ".a.json.00000000deadbeef.tmp"]
+    assert sorted(os.listdir()) == sorted(left)
 
 
 @pytest.mark.parametrize("code", ["EIO", "ENOSPC"])

@@ -24,11 +24,12 @@ from persistent_dict import (
     WriteOncePersistentDict,
     _fs,
     open_readonly,
+    transaction,
 )
 from persistent_dict.inspection import open_store, verify
 from persistent_dict.maintenance import export, import_pack, pack, repair
 from persistent_dict.stores.packing import packed, write_pack
-from persistent_dict.stores.packs import COLUMNS, FOOTER, HEADER_SIZE, PACK_MAGIC
+from persistent_dict.stores.packs import COLUMNS, FOOTER, HEADER_SIZE, PACK_MAGIC, Pack
 from persistent_dict.survey import stats
 
 BOTH = pytest.mark.parametrize("kind", [WriteOncePersistentDict, PersistentDict])
@@ -442,7 +443,7 @@ def test_a_pack_of_a_newer_version_is_an_error_that_says_so(tmp_path):
     _, path, good, _ = small_pack(tmp_path)
     tail = good[-16:-12] + b""
     body = good[:-16] + (2).to_bytes(4, "little")
-    path.write_bytes(body + crc32(body[-68:]).to_bytes(4, "little") + good[-8:])
+    path.write_bytes(body + crc32(body[12 - FOOTER.size :]).to_bytes(4, "little") + good[-8:])
     assert tail == (1).to_bytes(4, "little")
     assert "format 2" in verify(open_store(str(path.parent.parent))).problems[-1].reason
 
@@ -670,6 +671,31 @@ def test_a_flipped_bit_in_the_header_brings_nothing_back(tmp_path):
     repair(open_store(d.filename))
     assert len(make(PersistentDict, tmp_path)) == 90
     assert verify(open_store(d.filename)).problems == []
+
+
+@pytest.mark.parametrize("how", ["value", "header"])
+def test_damage_of_what_overwrote_an_entry_in_a_pack_does_not_bring_that_back(how, tmp_path, monkeypatch):
+    """Where the process was killed before it had marked the entry as dead."""
+    d = make(PersistentDict, tmp_path)
+    for i in range(3):
+        d[i] = "old" * 100
+    pack_up(d)
+    real = Pack.shadow
+    monkeypatch.setattr(Pack, "shadow", lambda self, *_args, **_options: real(self))
+    with transaction(d) as txn:
+        txn[0] = "new" * 100
+    monkeypatch.undo()
+    (path,) = (path for path in packs_of(d) if b"new" * 100 in path.read_bytes())
+    data = path.read_bytes()
+    if how == "value":
+        path.write_bytes(data.replace(b"newnew", b"newnew".upper(), 1))
+        with pytest.raises(InvalidEntryError):
+            make(PersistentDict, tmp_path)[0]
+        repair(open_store(d.filename))
+        assert make(PersistentDict, tmp_path).get(0) is None
+    else:
+        path.write_bytes(data[:50] + b"\xff\xff" + data[52:])
+        assert make(PersistentDict, tmp_path)[0] == "new" * 100
 
 
 def test_looking_at_packs_does_not_move_a_stranger_s_file(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pickle
 import re
@@ -11,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from crash.explorer import Recorder, explore
 
 from persistent_dict import (
     CorruptEntryWarning,
@@ -163,6 +165,75 @@ def test_objects_that_are_parts_of_each_other_are_refused(kind, form, tmp_path):
     assert len(d) == 0
 
 
+@FORMATS
+def test_parts_of_equal_bytes_that_stand_for_different_objects_are_told_apart(form, tmp_path):
+    d = make(PersistentDict, tmp_path, form)
+    with pytest.raises(NameTakenError):
+        d["top"] = [Node("x", Node("leaf", data=1)), Node("x", Node("leaf", data=2))]
+    assert len(d) == 0
+
+
+@dataclasses.dataclass
+class Record:
+    name: str
+    data: object
+    note: str
+
+
+def test_equal_parts_are_found_equal_whatever_their_parts_share(tmp_path):
+    numpy = pytest.importorskip("numpy")
+    for form in ("pickle", "json"):
+        names = References(
+            lambda thing: thing.name if isinstance(thing, (Node, Record)) else None,
+            to_json=lambda record: {"name": record.name, "data": list(map(int, record.data)), "note": record.note},
+        )
+        d = PersistentDict("d", container_dir=tmp_path, format=form, references=names)
+        text = "a note"
+        d["a"] = [Record("r", numpy.arange(5), text)]
+        d["b"] = [Record("r", numpy.arange(5), bytes(text, "ascii").decode())]
+        with pytest.raises(NameTakenError):
+            d["c"] = [Record("r", numpy.arange(6), text)]
+    d = PersistentDict("e", container_dir=tmp_path, references=name_of)
+    d["p"] = Incomparable("p", data={"data": "data"})
+    d["again"] = d["p"]  # what was loaded shares names with attributes
+    assert len(d) == 2
+
+
+def test_an_error_of_the_place_is_no_damage_of_what_refers_to_it(tmp_path, monkeypatch):
+    d = make(PersistentDict, tmp_path, on_invalid="quarantine")
+    d["leaf"] = Node("leaf", data=[1, 2])
+    d["top"] = nested()
+    real = d._store.get
+
+    def get(digest):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(d._store, "get", get)
+    with pytest.raises(OSError, match="Too many"):
+        d["top"]
+    monkeypatch.setattr(d._store, "get", real)
+    assert d["top"] == nested()
+
+
+def test_explaining_sets_nothing_aside(tmp_path):
+    d = make(PersistentDict, tmp_path, on_invalid="quarantine")
+    d["leaf"] = Node("leaf", data=[1, 2])
+    d["top"] = nested()
+    Path(d.entry_path("leaf"), "value").write_bytes(b"")
+    assert d.explain("top").verdict == "invalid"
+    assert "leaf" in d
+    assert not os.path.exists(Path(d.filename, "quarantine"))
+
+
+def test_what_is_off_compares_nothing(tmp_path, monkeypatch):
+    d = make(PersistentDict, tmp_path)
+    d["a"] = Node("a", Node("leaf", data=1))
+    monkeypatch.setenv("PERSISTENT_DICT_DISABLE", "1")
+    d["b"] = Node("b", Node("leaf", data=2))
+    monkeypatch.delenv("PERSISTENT_DICT_DISABLE")
+    assert "b" not in d
+
+
 class Loose(Node):
     """Equal to whatever has its name."""
 
@@ -291,6 +362,29 @@ def test_a_part_that_is_replaced_is_replaced_for_all_that_refer_to_it(form, tmp_
 
 
 @BOTH
+def test_a_part_that_is_also_a_key_of_the_transaction_is_compared_at_its_end(kind, tmp_path):
+    d = make(kind, tmp_path)
+    part = Node("x", data=1)
+    with pytest.raises(NameTakenError), transaction(d) as txn:
+        txn.store_if_not_present("x", part)
+        txn["y"] = Node("y", part)
+        make(kind, tmp_path)["x"] = Node("x", data=2)
+    assert "y" not in d
+
+
+@FORMATS
+def test_a_transaction_reads_its_own_parts_within_what_is_stored(form, tmp_path):
+    d = make(PersistentDict, tmp_path, form)
+    d["a"] = Node("a", Node("leaf", data=9))
+    with transaction(d) as txn:
+        txn["leaf"] = Node("leaf", data=10)
+        assert txn["a"].parts[0].data == 10
+        with pytest.raises(KeyError):
+            txn["absent"]
+    assert d["a"].parts[0].data == 10
+
+
+@BOTH
 @FORMATS
 def test_a_transaction_stores_parts_once_and_reads_them(kind, form, tmp_path):
     d = make(kind, tmp_path, form)
@@ -409,3 +503,24 @@ def test_the_examples_run(name, expected, tmp_path):
     if name == "modules":
         whole, shared = (int(line.split()[-2]) for line in done.stdout.splitlines())
         assert shared < whole / 10
+
+
+def test_what_was_stored_before_without_syncing_outlives_a_power_cut_with_what_refers_to_it(tmp_path):
+    root = tmp_path / "root"
+    root.mkdir()
+    with Recorder(root) as recorder:
+        d = make(PersistentDict, root)
+        d["leaf"] = Node("leaf")
+        d["top"] = Node("top", Node("leaf"))
+        with transaction(d) as txn:
+            txn.store_if_not_present("other", 1)
+            txn["leaf"]
+        recorder.mark("stored")
+
+    def check(place, promised):
+        if promised:
+            found = make(PersistentDict, place)
+            assert found["top"].parts == [found["leaf"]]
+            assert found["other"] == 1
+
+    assert explore(recorder, tmp_path, check, limit=30) > 20

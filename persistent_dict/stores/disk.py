@@ -137,8 +137,10 @@ class DiskStore(MutableStore):
             part = pack.last_word(digest)
             if part is not None:
                 return part
-        if not self.container.is_open and not self.open():
-            return None
+        if not self.container.is_open:
+            if not self.open():
+                return None
+            packs = self.packs.view[0]
         if not packs:
             part = self.loose.get_value(digest)
             if part is not None:
@@ -289,23 +291,12 @@ class DiskStore(MutableStore):
     def _add(self, digest: Digest, entry: Entry) -> bool:
         def publish(rename: Callable[[], bool]) -> bool:
             self.packs.refresh()
-            if not self.packs.are_possible:  # whoever makes the first one leaves out what is staged now
-                renamed = rename()
-                self.packs.refresh()
-                if not (renamed and self.packs.are_possible):
-                    return renamed
-                with self._shared():  # but `add_all` does not
-                    return self._is_ours(digest, entry) or not self.loose.delete(digest)
+            if not self.packs.are_possible:  # whoever makes the first one leaves out what is staged now, or removes it
+                return rename()
             with self._shared():
                 return not self._is_packed(digest) and rename()
 
         return self.loose.add(digest, entry, publish)
-
-    def _is_ours(self, digest: Digest, entry: Entry) -> bool:
-        """Whether an entry that was added is not overruled by a pack that came at the same time."""
-        self.packs.refresh()
-        found = self.packs.find(digest)
-        return found is None or found[0].get_key(found[1]).nonce == entry.key.nonce
 
     def _add_large(self, digest: Digest, entry: Entry) -> bool:
         lock = self._lock(f"{digest}.write")  # not the one of `lock`, whose holder may compute for long

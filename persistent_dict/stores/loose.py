@@ -25,7 +25,7 @@ from persistent_dict.stores.recency import FRESH, refresh, used_at
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
     from typing import Any, TypeVar
 
     from persistent_dict.stores.base import Digest
@@ -325,6 +325,22 @@ class LooseStore(MutableStore):
         """Return the digests of entries that are about to be published, and of those whose writers were killed."""
         return {name.partition("-")[0] for name in _fs.list_directory(self._staging) if "-" in name}
 
+    def unstage(self, digests: Collection[Digest]) -> list[str]:
+        """Move what is about to be published under some digests away, for the caller to remove: its writers begin
+        again. Return where it is."""
+        trash = []
+        for name in _fs.list_directory(self._staging):
+            if "-" in name and name.partition("-")[0] in digests:
+                place = self._new_stage()
+                if _fs.rename_if_there(f"{self._staging}/{name}", place):
+                    trash.append(place)
+        return trash
+
+    def make_durable(self, digest: Digest) -> None:
+        """Sync an entry that somebody else has stored, if it is there."""
+        if _fs.is_directory(self.place(digest)):
+            self._make_durable(self.place(digest), published=False)
+
     def set_apart(self, digests: Iterable[Digest]) -> list[str]:
         """Move entries to the staging directory, for the caller to remove. Return where they are."""
         trash = []
@@ -385,6 +401,8 @@ class LooseStore(MutableStore):
                 if _fs.publish_directory(stage, final):
                     return True
             except FileNotFoundError:  # no shard yet, or `clear` has just moved it away
+                if not _fs.is_directory(stage):  # `unstage` has
+                    raise
                 self._make_shard(os.path.dirname(final))
                 continue
             except NotADirectoryError:

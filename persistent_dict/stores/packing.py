@@ -131,7 +131,9 @@ class PackWriter:
                 index[name] = column if len(kept) == len(column) else array(COLUMNS[name], [column[i] for i in kept])
         columns = [to_bytes(index[name]) for name in COLUMNS]
         checksums = [crc32(part) for part in (*columns, first, self._about)]
-        body = FOOTER.pack(len(kept), self._at, len(self._about), *checksums, PACK_VERSION, 0, PACK_MAGIC)[:-12]
+        body = FOOTER.pack(len(kept), self._at, sequence, len(self._about), *checksums, PACK_VERSION, 0, PACK_MAGIC)[
+            :-12
+        ]
         end = body + crc32(body).to_bytes(4, "little") + PACK_MAGIC
         self._chunks += (*columns, self._about, end)
         self._flush()
@@ -334,12 +336,17 @@ class Packing:
             writer.sync()
             with self._alone():
                 self._packs.refresh()
+                trash = self._loose.unstage(entries)  # whose writers may have seen no packs
                 there = {digest for digest in entries if self.has(digest)}
                 if not there.isdisjoint(new):
                     raise TakenError(there.intersection(new))
                 replaced = there.intersection(overwrite)
                 kept = there - replaced
+                for digest in kept:  # what is stored refers to it, or is told to be there
+                    self._loose.make_durable(digest)
                 spent = self._pack_loose(replaced)
+                trash += self._loose.set_apart(entries.keys() - kept)  # what could not be packed: it was damaged
+                self._loose.sync_names(replaced)
                 holding = [pack for pack in self._packs.known if any(pack.find(digest) >= 0 for digest in replaced)]
                 for pack in holding:
                     pack.shadow(durability="durable")
@@ -347,7 +354,6 @@ class Packing:
                 for pack in holding:
                     pack.shadow(replaced, "durable", dead=True)
                 self._retire(spent)
-                trash = self._loose.set_apart(entries.keys() - kept)  # what could not be packed: it was damaged
         for path in trash:
             _fs.discard(path)
         return kept
@@ -480,10 +486,14 @@ class Packing:
             return []
         problems = {i: problem for i in pack.living() if (problem := pack.problem_of(i)) is not None}
         found = [(problem, self._set_aside(pack, i, aside)) for i, problem in problems.items()]
+        dropped = {pack.digest(i) for i in problems}
+        for other in self._packs.known:  # what they overwrote may not come back
+            if other is not pack and any(other.find(digest) >= 0 for digest in dropped):
+                other.shadow(dropped, "durable", dead=True)
         kept = f"{aside}/{pack.name}-{os.urandom(4).hex()}.pack" if pack.problem else ""
         if kept:
             found.append((pack.error(), kept))
-        self._rewrite(pack, {pack.digest(i) for i in problems}, kept)
+        self._rewrite(pack, dropped, kept)
         return found
 
     def _set_aside(self, pack: Pack, i: int, aside: str) -> str:

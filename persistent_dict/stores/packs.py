@@ -10,18 +10,19 @@ Values begin at multiples of 64 bytes; value and key are as their loose files ar
 The index is a table by columns, sorted by digest, of little-endian numbers: `fanout` (256 of 4 bytes: how many digests
 begin with that byte or a lower one), then for each entry `digests` (20 bytes), `begins`, `value_sizes`, `key_sizes`
 (8 bytes each), `checksums` (CRC-32 from the value's first byte to the end of the padding), `stored_at`, `seconds`,
-`used_at` (doubles). `about` is text: what a container's file FORMAT says. The footer (80 bytes):
+`used_at` (doubles). `about` is text: what a container's file FORMAT says. The footer (88 bytes):
 
     offset  size  field
          0     8  number of entries
          8     8  where the columns begin
-        16     4  length of `about`
-        20    36  CRC-32 of each column
-        56     4  CRC-32 of the header
-        60     4  CRC-32 of `about`
-        64     4  format version: 1
-        68     4  CRC-32 of the bytes before
-        72     8  magic: 8f 50 44 50 4b 0d 0a 1a
+        16     8  the pack's sequence number, as in the header
+        24     4  length of `about`
+        28    36  CRC-32 of each column
+        64     4  CRC-32 of the header
+        68     4  CRC-32 of `about`
+        72     4  format version: 1
+        76     4  CRC-32 of the bytes before
+        80     8  magic: 8f 50 44 50 4b 0d 0a 1a
 
 A pack's name is a checksum of its index. Only two things are ever changed in it: before an entry in it is overwritten
 by a loose one, and before it is removed, a byte is appended; afterwards such an entry's mark is inverted. So its
@@ -59,7 +60,7 @@ if TYPE_CHECKING:
 
 HEADER_SIZE = 64
 MARK_SIZE = 8
-FOOTER = Struct("<QQI9IIIII8s")
+FOOTER = Struct("<QQQI9IIIII8s")
 PACK_MAGIC = b"\x8fPDPK\r\n\x1a"
 PACK_VERSION = 1
 _TITLE = b"persistent_dict pack 1\n"
@@ -210,7 +211,9 @@ class Pack:
         tail = tail[-FOOTER.size :]
         if len(tail) < FOOTER.size:
             raise Damage("it is empty, as a power cut leaves a file" if not tail else "it is cut off")
-        count, columns_at, about_size, *checksums, of_header, of_about, version, checksum, magic = FOOTER.unpack(tail)
+        facts = FOOTER.unpack(tail)
+        (count, columns_at, sequence, about_size), checksums = facts[:4], facts[4:13]
+        of_header, of_about, version, checksum, magic = facts[13:]
         if magic != PACK_MAGIC:
             raise Damage("it does not end as a pack does: it is cut off, overwritten, or something else")
         if checksum != crc32(tail[:-12]):
@@ -223,7 +226,7 @@ class Pack:
             raise Damage("its footer's lengths do not fit together")
         about = os.pread(self.fd, about_size, end)
         if of_header != header_checksum:
-            self.problem, self.sequence = "its first bytes are damaged", 0
+            self.problem, self.sequence = "its first bytes are damaged", sequence
         if crc32(about) != of_about:
             self.problem, about = "what it says about itself is damaged", b""
         self.about = about.decode("utf-8", "replace")
