@@ -330,32 +330,45 @@ class Packing:
         before beside those of now, wherever this ends.
         """
         self._make_place()
-        with self._writer() as writer:
-            for digest, entry in sorted(entries.items()):
-                writer.add(self._loose.as_member(digest, entry))
-            writer.sync()
-            with self._alone():
-                self._packs.refresh()
-                trash = self._loose.unstage(entries)  # whose writers may have seen no packs
-                there = {digest for digest in entries if self.has(digest)}
-                if not there.isdisjoint(new):
-                    raise TakenError(there.intersection(new))
-                replaced = there.intersection(overwrite)
-                kept = there - replaced
-                for digest in kept:  # what is stored refers to it, or is told to be there
-                    self._loose.make_durable(digest)
-                spent = self._pack_loose(replaced)
-                trash += self._loose.set_apart(entries.keys() - kept)  # what could not be packed: it was damaged
-                self._loose.sync_names(replaced)
-                holding = [pack for pack in self._packs.known if any(pack.find(digest) >= 0 for digest in replaced)]
-                for pack in holding:
-                    pack.shadow(durability="durable")
-                self._publish(writer, lambda number: writer.digest(number) not in kept)
-                for pack in holding:
-                    pack.shadow(replaced, "durable", dead=True)
-                self._retire(spent)
-        for path in trash:
-            _fs.discard(path)
+        trash: list[str] = []
+        try:
+            with self._writer() as writer:
+                for digest, entry in sorted(entries.items()):
+                    writer.add(self._loose.as_member(digest, entry))
+                writer.sync()
+                with self._alone():
+                    return self._publish_all(writer, entries, overwrite, new, trash)
+        finally:
+            for path in trash:
+                _fs.discard(path)
+
+    def _publish_all(
+        self,
+        writer: PackWriter,
+        entries: Mapping[Digest, Entry],
+        overwrite: Collection[Digest],
+        new: Collection[Digest],
+        trash: list[str],
+    ) -> set[Digest]:
+        self._packs.refresh()
+        trash += self._loose.unstage(entries)  # whose writers may have seen no packs
+        there = {digest for digest in entries if self.has(digest)}
+        if not there.isdisjoint(new):
+            raise TakenError(there.intersection(new))
+        replaced = there.intersection(overwrite)
+        kept = there - replaced
+        for digest in kept:  # what is stored refers to it, or is told to be there
+            self._loose.make_durable(digest)
+        spent = self._pack_loose(replaced)
+        trash += self._loose.set_apart(entries.keys() - kept)  # what could not be packed: it was damaged
+        self._loose.sync_names(replaced)
+        holding = [pack for pack in self._packs.known if any(pack.find(digest) >= 0 for digest in replaced)]
+        for pack in holding:
+            pack.shadow(durability="durable")
+        self._publish(writer, lambda number: writer.digest(number) not in kept)
+        for pack in holding:
+            pack.shadow(replaced, "durable", dead=True)
+        self._retire(spent)
         return kept
 
     def _pack_loose(self, digests: set[Digest]) -> list[Pack]:
