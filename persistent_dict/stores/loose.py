@@ -346,8 +346,10 @@ class LooseStore(MutableStore):
         trash = []
         busy = {digest[:2] for digest in self.staged()}  # first: whoever is not among them has published, or will look
         for shard, members in groupby(sorted(digests), key=lambda digest: digest[:2]):
-            path, names = f"{self._entries}/{shard}", [digest[2:] for digest in members]
-            is_whole = shard not in busy and set(names).issuperset(_fs.list_directory(path))
+            path = f"{self._entries}/{shard}"
+            there = _fs.list_directory(path)
+            names = {digest[2:] for digest in members}.intersection(there)
+            is_whole = shard not in busy and names and len(names) == len(there)
             for source in [path] if is_whole else [f"{path}/{name}" for name in names]:
                 place = self._new_stage()
                 if _fs.rename_if_there(source, place):
