@@ -5,7 +5,7 @@
 Two questions, asked of every way in turn, round after round, in one process:
 
 - a commit: microseconds to replace a JSON file of 2 kB by `AtomicStore.commit()`, with and without syncing, under a
-  lock, and with a backup; beside atomic_store's `commit()` (which syncs on macOS alone, and asks for no lock), and a
+  lock, and with a backup; beside atomic_store's `commit()`, which syncs, too, and asks for no lock, and a
   bare `json.dump` to the file, which a crash leaves half written;
 - 1,000 entries of 1,000 bytes: milliseconds for one transaction, which is synced; beside 1,000 stores, which are not,
   1,000 stores with `safe_sync=True`, and one transaction of sqlite3 with `synchronous=FULL`, in both of its journals.
