@@ -410,7 +410,7 @@ class Pack:
         size = self._value_sizes[i]
         begin = self._begins[i]
         try:
-            if size >= SMALL or begin > self.size or os.fstat(self.fd).st_size != self.size:
+            if size >= SMALL or begin > self.size or os.pread(self.fd, 1, self.size):  # something was appended
                 return None
         except OSError:  # somebody has closed it
             return None
