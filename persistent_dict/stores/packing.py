@@ -361,7 +361,8 @@ class Packing:
             self._loose.make_durable(digest)
         spent = self._pack_loose(replaced)
         trash += self._loose.set_apart(entries.keys() - kept)  # what could not be packed: it was damaged
-        self._loose.sync_names(replaced)
+        if replaced:
+            self._loose.sync_names(replaced)
         holding = [pack for pack in self._packs.known if any(pack.find(digest) >= 0 for digest in replaced)]
         for pack in holding:
             pack.shadow(durability="durable")
@@ -373,9 +374,12 @@ class Packing:
 
     def _pack_loose(self, digests: set[Digest]) -> list[Pack]:
         """Move loose entries, but damaged ones, into a pack of their own, and return it; for who holds the lock."""
+        loose = [digest for digest in sorted(digests) if self._loose_info(digest) is not None]
+        if not loose:
+            return []
         moved = []
         with self._writer() as writer:
-            for digest in sorted(digests):
+            for digest in loose:
                 try:
                     member = self._loose.raw(digest)[1]
                 except (Damage, InvalidEntryError):
