@@ -54,7 +54,6 @@ if TYPE_CHECKING:
         stores: int
         in_memory: int
         waits: int
-
 else:
     CacheInfo = namedtuple("CacheInfo", "memory_hits disk_hits misses stores in_memory waits")
 
@@ -277,13 +276,17 @@ class Dictionary(Placed, Mapping["K", "V"]):
 
     def _try_to_decode(self, part: Part, digest: Digest) -> None:
         """Do what `_decode` does, and leave what is damaged where it is."""
-        if self._links is None:
-            self._decode(part, digest)
-            return
         try:
-            self._format.loads_resolving(part.stream, part.buffers, self._links.resolver({}, sets_aside=False))
+            self._resolved(part, {}, sets_aside=False)
         except Exception as error:
             raise self._unloadable(digest, error) from error
+
+    def _resolved(self, part: Part, drafts: dict[Digest, Draft], *, sets_aside: bool = True) -> Any:
+        """Return a value, with what was drafted in place of the stored entries that it refers to."""
+        if self._links is None:
+            return self._format.loads(part.stream, part.buffers)
+        resolve = self._links.resolver(drafts, sets_aside=sets_aside)
+        return self._format.loads_resolving(part.stream, part.buffers, resolve)
 
     def _decode_key(self, part: Part, digest: Digest) -> Any:
         try:
@@ -369,18 +372,27 @@ class Dictionary(Placed, Mapping["K", "V"]):
         self, key: K, digest: Digest, value: Any, seconds: float = 0.0, key_stream: Buffer | None = None
     ) -> bool | None:
         """Return whether the value was stored; False: there is one; None: nothing is ever stored here."""
-        if self._links is None:
-            entry = self._encode(key, value, seconds, key_stream)
-        else:
-            drafts = self._links.drafts_of(key, value, seconds, key_stream, overwrite=False)
-            if len(drafts) > 1:
-                return self._links.store(drafts, digest)
-            entry = drafts[digest].entry
-        return self._write(key, lambda: self._store.add(digest, entry))
+        drafts = self._drafts_of(key, digest, value, seconds, key_stream, overwrite=False)
+        if self._links is not None and len(drafts) > 1:
+            return self._links.store(drafts, digest)
+        return self._write(key, lambda: self._store.add(digest, drafts[digest].entry))
 
-    def _encode(self, key: K, value: Any, seconds: float = 0.0, key_stream: Buffer | None = None) -> Entry:
+    def _drafts_of(
+        self,
+        key: K,
+        digest: Digest,
+        value: Any,
+        seconds: float = 0.0,
+        key_stream: Buffer | None = None,
+        *,
+        overwrite: bool,
+    ) -> dict[Digest, Draft]:
+        """Return the entries that storing a value takes: its own, and those of the objects that it refers to."""
+        if self._links is not None:
+            return self._links.drafts_of(key, value, seconds, key_stream, overwrite)
         stream, buffers = self._format.dumps(value)
-        return Entry.new(self._format.dumps_key(key) if key_stream is None else key_stream, stream, buffers, seconds)
+        key_stream = self._format.dumps_key(key) if key_stream is None else key_stream
+        return {digest: Draft(key, Entry.new(key_stream, stream, buffers, seconds), overwrite)}
 
     def _write(self, key: K, write: Callable[[], T]) -> T | None:
         """Return what `write` does, and count one store unless that is False; None: nothing is ever stored here."""
@@ -412,17 +424,11 @@ class Dictionary(Placed, Mapping["K", "V"]):
 
     # Many at once
 
-    def _drafts_of(self, key: K, value: Any, seconds: float = 0.0, *, overwrite: bool) -> dict[Digest, Draft]:
-        """Return the entries that storing a value takes."""
-        if self._links is not None:
-            return self._links.drafts_of(key, value, seconds, None, overwrite)
-        return {self._digest(key)[0]: Draft(key, self._encode(key, value, seconds), overwrite)}
-
     def _draft(
         self, drafts: dict[Digest, Draft], key: K, value: V, seconds: float = 0.0, *, overwrite: bool = True
     ) -> None:
         """Add to `drafts` what storing a value would write."""
-        more = self._drafts_of(key, value, seconds, overwrite=overwrite)
+        more = self._drafts_of(key, self._digest(key)[0], value, seconds, overwrite=overwrite)
         if self._links is not None:
             self._links.new_parts(more, drafts)
         for digest, draft in more.items():
@@ -444,14 +450,8 @@ class Dictionary(Placed, Mapping["K", "V"]):
         """Return what `fetch` does, with what was drafted in place of what is stored."""
         draft = self._drafted(drafts, key)
         if draft is not None:
-            return self._decode_draft(drafts, draft)
+            return self._resolved(draft.entry.value, drafts)
         return self.fetch(key) if self._links is None else self._links.fetch(key, drafts)
-
-    def _decode_draft(self, drafts: dict[Digest, Draft], draft: Draft) -> Any:
-        value = draft.entry.value
-        if self._links is not None:
-            return self._format.loads_resolving(value.stream, value.buffers, self._links.resolver(drafts))
-        return self._format.loads(value.stream, value.buffers)
 
     def _store_drafts(self, drafts: dict[Digest, Draft]) -> tuple[tuple[K, ...], tuple[K, ...]]:
         """Store what was drafted, all at once. Return the keys that are stored, and those of what was there first."""

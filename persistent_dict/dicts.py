@@ -163,7 +163,7 @@ class WriteOncePersistentDict(ComputingDictionary["K", "V"]):
     ) -> None:
         draft = drafts.get(self._digest(key)[0])
         if draft is not None:
-            self._check_conflict(key, value, lambda: self._decode_draft(drafts, draft))
+            self._check_conflict(key, value, lambda: self._resolved(draft.entry.value, drafts))
         elif key in self:
             self._check_conflict(key, value, lambda: self.fetch(key))
         else:
@@ -211,7 +211,7 @@ class PersistentDict(ComputingDictionary["K", "V"], MutableMapping["K", "V"]):
             The entry could not be written; the old value, if any, stays. (A read-only place is a warning, once.)
         """
         digest, proven = self._digest(key)
-        drafts = self._drafts_of(key, value, seconds, overwrite=True)
+        drafts = self._drafts_of(key, digest, value, seconds, overwrite=True)
         if self._links is not None and len(drafts) > 1:
             self._links.store(drafts, digest)
             return

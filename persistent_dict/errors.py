@@ -150,10 +150,10 @@ class InvalidValueFileError(InvalidEntryError):
 class UnloadableEntryError(InvalidEntryError):
     """An entry's bytes are intact, but decoding them fails: a class that moved, a `__setstate__` that raises."""
 
+    _advice = "  the bytes pass their checks, so the cause lies in the code: has a class or module moved or changed?"
+
     def _cures(self) -> list[str]:
-        cures = [
-            "  the bytes pass their checks, so the cause lies in the code: has a class or module moved or changed?"
-        ]
+        cures = [self._advice]
         removal = self._removal()
         if removal:
             cures.append(f"  to remove the entry, so that it is computed again:  {removal}")
@@ -172,13 +172,7 @@ class UnloadableEntryError(InvalidEntryError):
 class MissingReferenceError(UnloadableEntryError):
     """An entry refers to another one by its name, and there is none."""
 
-    def __init__(self, path: str, reason: str, entry: str = "", container: str = "", key_text: str = "") -> None:
-        super().__init__(path, reason, entry, container, key_text)
-
-    def _cures(self) -> list[str]:
-        cures = ["  to mend it: store what is missing, under its name"]
-        removal = self._removal()
-        return [*cures, *([f"  to remove the entry, so that it is computed again:  {removal}"] if removal else [])]
+    _advice = "  to mend it: store what is missing, under its name"
 
 
 class CyclicReferenceError(PersistentDictError, ValueError):

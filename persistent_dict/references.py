@@ -6,6 +6,8 @@ In a pickle a reference is a persistent id (the name itself); in JSON it is
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 from persistent_dict.formats import JsonFormat, PickleFormat, from_plain, to_plain
 
 TYPE_CHECKING = False
@@ -25,7 +27,7 @@ class References:
     """Which objects inside a value are entries of their own.
 
     Storing a value stores them, too, in the same transaction; loading it loads them, each once. Under a name that is
-    taken, an equal object (of the same bytes, or by ``==``) is fine.
+    taken, an equal object (by ``==``, or by what its bytes say) is fine.
 
     Parameters
     ----------
@@ -71,7 +73,7 @@ class References:
         raise ValueError(f'references= needs format="pickle" or format="json", not {inner.name!r}')
 
 
-class ReferringFormat:
+class ReferringFormat(ABC):
     """A format with references.
 
     Attributes
@@ -82,13 +84,16 @@ class ReferringFormat:
 
     resolver: Callable[[], Callable[[Any], Any]]
 
+    def __init__(self, references: References) -> None:
+        self.references = references
+
+    @abstractmethod
     def dumps_named(self, value: Any, *, is_root: bool) -> tuple[Buffer, Sequence[Buffer], Named]:
         """Return what `dumps` does, and the objects that have names; the value itself is one unless it `is_root`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def loads_resolving(self, stream: Buffer, buffers: Sequence[Buffer], resolve: Callable[[Any], Any]) -> Any:
         """Return what `loads` does, with what `resolve` makes of the names."""
-        raise NotImplementedError
 
     def plain_bytes(self, value: Any) -> bytes:
         """Return bytes that are equal for values that consist of the same."""
@@ -99,9 +104,6 @@ class ReferringFormat:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (type(self), (self.references,))
-
-    def __init__(self, references: References) -> None:
-        self.references = references
 
 
 class PickledReferences(ReferringFormat, PickleFormat):
