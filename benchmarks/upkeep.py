@@ -35,7 +35,7 @@ from persistent_dict import KeyBuilder, WriteOncePersistentDict, maintenance, su
 from persistent_dict.inspection import open_container, open_store, packs_of, verify
 from persistent_dict.stores.base import Member, Part
 from persistent_dict.stores.framing import FOOTER_SIZE, KEY, VALUE, frame
-from persistent_dict.stores.packing import write_pack
+from persistent_dict.stores.pack_writer import write_pack
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

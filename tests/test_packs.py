@@ -28,7 +28,7 @@ from persistent_dict import (
 )
 from persistent_dict.inspection import open_store, verify
 from persistent_dict.maintenance import export, import_pack, pack, repair
-from persistent_dict.stores.packing import packed, write_pack
+from persistent_dict.stores.pack_writer import packed, write_pack
 from persistent_dict.stores.packs import COLUMNS, FOOTER, HEADER_SIZE, PACK_MAGIC, Pack
 from persistent_dict.survey import stats
 

@@ -11,7 +11,7 @@ from persistent_dict.errors import ContainerError, InvalidEntryError, UntrustedC
 from persistent_dict.stores.base import Store
 from persistent_dict.stores.container import parsed, quoted
 from persistent_dict.stores.framing import Damage
-from persistent_dict.stores.packing import packed, write_pack
+from persistent_dict.stores.pack_writer import packed, write_pack
 from persistent_dict.stores.packs import Pack
 
 TYPE_CHECKING = False
